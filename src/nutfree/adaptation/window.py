@@ -1,0 +1,89 @@
+"""Stan's windowed warm-up: step size by dual averaging, variances by Welford.
+
+The schedule and both algorithms are BlackJAX's; this module only gives them the shape
+of `Warmup`, so that kernels whose Info has an acceptance rate share one warm-up.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from blackjax.adaptation.mass_matrix import mass_matrix_adaptation
+from blackjax.adaptation.staged_adaptation import build_schedule
+from blackjax.adaptation.step_size import dual_averaging_adaptation
+from jax.flatten_util import ravel_pytree
+
+from nutfree.adaptation.base import AdaptationState, Warmup
+
+
+class WindowState(NamedTuple):
+    """Dual averaging, Welford's sums, and the schedule that says which is updated."""
+
+    step: jax.Array
+    dual_averaging: Any
+    mass_matrix: Any
+    schedule: jax.Array  # (num_steps, 2): slow window?, last of its window?
+
+
+def window_warmup(
+    target_acceptance_rate: float, initial_step_size: float = 1.0
+) -> Warmup:
+    """Tune `step_size` and a diagonal `inverse_mass_matrix` of shape `(d,)`.
+
+    Args:
+        target_acceptance_rate: what the mean of `info.acceptance_rate` should be.
+        initial_step_size: where dual averaging starts, in units of d^(-1/3).
+    """
+    mm_init, mm_update, mm_final = mass_matrix_adaptation(is_diagonal_matrix=True)
+    da_init, da_update, da_final = dual_averaging_adaptation(target_acceptance_rate)
+
+    def init(rng_key, position, target, num_steps) -> AdaptationState:
+        del rng_key, target
+        flat, _ = ravel_pytree(position)
+        step_size = jnp.asarray(initial_step_size * flat.size ** (-1 / 3), flat.dtype)
+        mass_matrix = mm_init(flat.size)
+        schedule = jnp.asarray(build_schedule(num_steps), jnp.int32).reshape(-1, 2)
+        inner = WindowState(jnp.asarray(0), da_init(step_size), mass_matrix, schedule)
+        # Welford's count and the averaging's step start as Python ints in BlackJAX
+        inner = jax.tree.map(jnp.asarray, inner)
+        params = {
+            "step_size": step_size,
+            "inverse_mass_matrix": jnp.ones_like(flat),
+        }
+        return AdaptationState(params, position, inner=inner)
+
+    def update(adapt_state, state, info) -> AdaptationState:
+        step, averaging, mass_matrix, schedule = adapt_state.inner
+        slow, last = schedule[step]
+        # a NaN acceptance rate (nowhere to go) counts as a rejection
+        averaging = da_update(averaging, jnp.nan_to_num(info.acceptance_rate))
+        mass_matrix = jax.tree.map(
+            lambda new, old: jnp.where(slow, new, old),
+            mm_update(mass_matrix, state.position),
+            mass_matrix,
+        )
+        averaging, mass_matrix = jax.lax.cond(
+            last,
+            lambda: (da_init(da_final(averaging)), mm_final(mass_matrix)),
+            lambda: (averaging, mass_matrix),
+        )
+        params = {
+            "step_size": jnp.exp(averaging.log_step_size),
+            "inverse_mass_matrix": mass_matrix.inverse_mass_matrix,
+        }
+        inner = WindowState(step + 1, averaging, mass_matrix, schedule)
+        return _like(adapt_state, adapt_state._replace(params=params, inner=inner))
+
+    def final(adapt_state) -> dict:
+        tuned = da_final(adapt_state.inner.dual_averaging)
+        # without a single update the average is not defined
+        ran = adapt_state.inner.step > 0
+        step_size = jnp.where(ran, tuned, adapt_state.params["step_size"])
+        return {**adapt_state.params, "step_size": step_size}
+
+    return Warmup(init, update, final)
+
+
+def _like(old, new):
+    """`new` with the array types of `old`, so that it can be a loop's carry."""
+    return jax.tree.map(lambda o, n: jnp.asarray(n, o.dtype), old, new)

@@ -1,0 +1,1 @@
+"""The parts that kernels are composed of."""

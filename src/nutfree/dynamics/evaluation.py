@@ -1,0 +1,59 @@
+"""Evaluating a log density and counting it in the same breath.
+
+Every kernel evaluates through these, so that its counts are made where the work is
+done. A count is a scalar that is threaded through the loops; a gradient that comes
+with its value counts once, as a gradient.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from nutfree.target import LogDensity, Position
+
+
+def flatten(
+    position: Position, logdensity_fn: LogDensity
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array], Callable[[jax.Array], Any]]:
+    """Ravel a position once, at the kernel's door.
+
+    Returns:
+        `(x, logdensity, unravel)` with x of shape `(d,)` and logdensity a function of
+        such a vector.
+    """
+    x, unravel = ravel_pytree(position)
+    return x, lambda v: logdensity_fn(unravel(v)), unravel
+
+
+def counted_value(logdensity: Callable) -> Callable:
+    """`(x, count) -> (log density, count + 1)`."""
+
+    def evaluate(x, count):
+        return logdensity(x), count + 1
+
+    return evaluate
+
+
+def counted_value_and_grad(logdensity: Callable) -> Callable:
+    """`(x, count) -> (log density, gradient, count + 1)`."""
+    value_and_grad = jax.value_and_grad(logdensity)
+
+    def evaluate(x, count):
+        value, grad = value_and_grad(x)
+        return value, grad, count + 1
+
+    return evaluate
+
+
+def is_finite(*trees: Any) -> jax.Array:
+    """True where every number in every tree is finite."""
+    leaves = jax.tree.leaves(trees)
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def select(condition: jax.Array, if_true: Any, if_false: Any) -> Any:
+    """One of two trees of the same structure, by a scalar condition."""
+    return jax.tree.map(lambda t, f: jnp.where(condition, t, f), if_true, if_false)

@@ -1,0 +1,288 @@
+"""The registry: one `KernelSpec` per kernel, found by name or by family.
+
+Built-in kernels are listed in `nutfree.kernels.BUILTIN`; other packages add theirs
+through the entry-point group `nutfree.kernels`, each entry a `KernelSpec`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache, partial
+from importlib.metadata import entry_points
+from inspect import signature
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from nutfree.errors import InvalidOption, UnknownKernel
+
+if TYPE_CHECKING:
+    import pandas
+
+GROUP = "nutfree.kernels"
+DRAWS = ("chain", "independent", "ensemble")
+GUARANTEES = ("exact", "biased")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    tuned: bool = False,
+) -> Any:
+    """A field of a kernel's options dataclass.
+
+    Args:
+        default: a value that works; None where warm-up finds the value.
+        help: one line.
+        ge, gt, le, lt: the range that a number must lie in.
+        choices: the words that a string must be one of.
+        tuned: True for a traced parameter of the kernel. Warm-up chooses it unless
+            the user gives a value, which is then kept as it is.
+    """
+    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
+    metadata = {"help": help, "bounds": bounds, "choices": choices, "tuned": tuned}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a kernel that has none."""
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """What the registry, the hosts and the documentation know of a kernel.
+
+    Args:
+        name: what the user types.
+        family: the family it belongs to.
+        summary: one line.
+        paper: citation or arXiv number.
+        init: `init(position, logdensity_fn, rng_key=None, **static) -> State`.
+        build_kernel: `build_kernel(**static) -> kernel`, where
+            `kernel(rng_key, state, logdensity_fn, **params) -> (State, Info)`.
+        warmup: `warmup(**static) -> Warmup`, see `nutfree.adaptation`.
+        options: frozen dataclass of options, made with `option`. Untuned ones are the
+            `static` arguments, passed to those of the three functions above that
+            name them; tuned ones are the kernel's `params`.
+        needs: parts of `Target` that the kernel cannot do without.
+        draws: "chain", "independent" (a transition is an independent draw) or
+            "ensemble" (a transition emits a member of an ensemble).
+        guarantee: "exact" (the posterior is the stationary law) or "biased".
+        bias: for a biased kernel, which option reduces the bias, and what shows it.
+        uses_gradient: False for a kernel that only evaluates the log density.
+        recommended: True for the member that the family's name stands for.
+        mcmc_kernel: a NumPyro `MCMCKernel` class where NumPyro has the kernel
+            already; then the three functions are not needed.
+    """
+
+    name: str
+    family: str
+    summary: str
+    paper: str
+    init: Callable | None = None
+    build_kernel: Callable | None = None
+    warmup: Callable | None = None
+    options: type = NoOptions
+    needs: tuple[str, ...] = ()
+    draws: str = "chain"
+    guarantee: str = "exact"
+    bias: str = ""
+    uses_gradient: bool = True
+    recommended: bool = False
+    mcmc_kernel: Callable | None = None
+
+    def bind(self, fn: Callable, static: Mapping[str, Any]) -> Callable:
+        """`fn` with those static options that it names."""
+        named = signature(fn).parameters
+        return partial(fn, **{k: v for k, v in static.items() if k in named})
+
+    def check(self, options: Mapping[str, Any]) -> tuple[dict, dict]:
+        """Check `options` by name, type and range.
+
+        Returns:
+            `(static, fixed)`: the static options with defaults filled in, and the
+            tuned parameters that the user fixed.
+
+        Raises:
+            InvalidOption: for a misspelt, ill-typed or out-of-range option.
+        """
+        known = {f.name: f for f in fields(self.options)}
+        for name in options:
+            if name not in known:
+                raise InvalidOption(_unknown_option(self.name, name, known))
+        hints = get_type_hints(self.options)
+        static, fixed = {}, {}
+        for name, spec in known.items():
+            value = options.get(name, spec.default)
+            if name in options:
+                value = _checked(self.name, spec, value, hints[name])
+            if not spec.metadata["tuned"]:
+                static[name] = value
+            elif value is not None:
+                fixed[name] = value
+        return static, fixed
+
+
+def _unknown_option(kernel: str, name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    listed = ", ".join(sorted(known)) or "none"
+    return f"The kernel '{kernel}' has no option '{name}'.{hint} Its options: {listed}."
+
+
+def _checked(kernel: str, spec: Field, value: Any, hint: Any) -> Any:
+    """`value` if it fits the option's type and range; numbers are converted."""
+    where = f"Option '{spec.name}' of the kernel '{kernel}'"
+    if value is None:
+        if spec.default is None:
+            return None
+        raise InvalidOption(f"{where} must not be None; its default is {spec.default}.")
+    kinds = get_args(hint) or (hint,)
+    choices = spec.metadata["choices"]
+    if choices is not None and isinstance(value, str):
+        if value not in choices:
+            near = difflib.get_close_matches(value, choices, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            listed = ", ".join(repr(c) for c in choices)
+            raise InvalidOption(f"{where} is {value!r}; write one of {listed}.{hint}")
+        return value
+    if bool in kinds or isinstance(value, bool):
+        if bool in kinds and isinstance(value, bool):
+            return value
+        raise InvalidOption(f"{where} is {value!r}; {spec.metadata['help']}")
+    if int in kinds and float not in kinds:
+        if int(value) != value if isinstance(value, float) else _no_number(value):
+            raise InvalidOption(f"{where} is {value!r}; write a whole number.")
+        value = int(value)
+    elif float in kinds:
+        if _no_number(value):
+            raise InvalidOption(f"{where} is {value!r}; write a number.")
+        value = float(value)
+    elif str in kinds and not isinstance(value, str):
+        raise InvalidOption(f"{where} is {value!r}; write a string.")
+    _check_range(where, spec.metadata["bounds"], value)
+    return value
+
+
+def _no_number(value: Any) -> bool:
+    """True unless `value` is, or is an array that holds, one real number."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return True
+    return isinstance(value, str)
+
+
+_SIGNS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+
+
+def _check_range(where: str, bounds: Mapping[str, float | None], value: Any) -> None:
+    within = {
+        "ge": lambda v, b: v >= b,
+        "gt": lambda v, b: v > b,
+        "le": lambda v, b: v <= b,
+        "lt": lambda v, b: v < b,
+    }
+    set_bounds = {k: b for k, b in bounds.items() if b is not None}
+    if set_bounds and not all(within[k](value, b) for k, b in set_bounds.items()):
+        wanted = " and ".join(f"{_SIGNS[k]} {b:g}" for k, b in set_bounds.items())
+        raise InvalidOption(f"{where} is {value!r}; write a number {wanted}.")
+
+
+_registered: dict[str, KernelSpec] = {}
+
+
+def register(spec: KernelSpec) -> KernelSpec:
+    """Add a kernel for this process, or replace the one of the same name.
+
+    Raises:
+        InvalidOption: if `draws`, `guarantee` or `needs` is not a known word.
+    """
+    from nutfree.target import PARTS
+
+    checks = (("draws", (spec.draws,), DRAWS), ("needs", spec.needs, PARTS))
+    for what, values, known in (*checks, ("guarantee", (spec.guarantee,), GUARANTEES)):
+        for value in values:
+            if value not in known:
+                raise InvalidOption(
+                    f"KernelSpec '{spec.name}' has {what}={value!r}; "
+                    f"write one of {', '.join(known)}."
+                )
+    _registered[spec.name] = spec
+    return spec
+
+
+@cache
+def _load() -> None:
+    """Register the built-in kernels and those of installed packages, once."""
+    from nutfree.kernels import BUILTIN
+
+    for name in BUILTIN:
+        module = importlib.import_module(f"nutfree.kernels.{name}")
+        for spec in getattr(module, "SPECS", None) or (module.SPEC,):
+            _registered.setdefault(spec.name, register(spec))
+    for entry in entry_points(group=GROUP):
+        register(entry.load())
+
+
+def specs() -> dict[str, KernelSpec]:
+    """Every registered kernel by name."""
+    _load()
+    return dict(_registered)
+
+
+def get(name: str) -> KernelSpec:
+    """The kernel of this name, or the recommended member of the family of this name.
+
+    Raises:
+        UnknownKernel: with the nearest name.
+    """
+    known = specs()
+    if name in known:
+        return known[name]
+    families = {s.family: s for s in known.values() if s.recommended}
+    if name in families:
+        return families[name]
+    names = [*known, *families]
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    raise UnknownKernel(
+        f"There is no kernel or family '{name}'.{hint} nutfree.kernels() lists them all."
+    )
+
+
+def kernels() -> pandas.DataFrame:
+    """A table of every registered kernel, indexed by name.
+
+    Returns:
+        A data frame with columns family, summary, paper, needs, draws, guarantee.
+    """
+    import pandas as pd
+
+    rows = [
+        (s.name, s.family, s.summary, s.paper, ", ".join(s.needs), s.draws, s.guarantee)
+        for s in specs().values()
+    ]
+    columns = ["name", "family", "summary", "paper", "needs", "draws", "guarantee"]
+    return pd.DataFrame(rows, columns=columns).set_index("name")
+
+
+def options_table(spec: KernelSpec) -> pandas.DataFrame:
+    """A table of one kernel's options: default, range, whether tuned, help."""
+    import pandas as pd
+
+    rows = []
+    for f in fields(spec.options):
+        default = "" if f.default is MISSING else f.default
+        tuned = f.metadata["tuned"]
+        shown = "found in warm-up" if tuned and default is None else default
+        rows.append((f.name, shown, f.metadata["help"]))
+    return pd.DataFrame(rows, columns=["option", "default", "help"]).set_index("option")

@@ -1,0 +1,165 @@
+"""`Target`: what a kernel may ask of a posterior.
+
+A target is callable, `target(position) -> log density`, so it can be handed to any
+BlackJAX algorithm as its `logdensity_fn`. Everything else on it is optional, and a
+kernel says in its `KernelSpec.needs` what it cannot do without.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from nutfree.errors import MissingCapability
+
+Position = Any  # an arbitrary pytree of floating-point arrays
+LogDensity = Callable[[Position], jax.Array]
+
+#: The optional parts of a target, in the words of `KernelSpec.needs`.
+PARTS = ("prior", "minibatch", "split", "shards")
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """The prior on the sampling space.
+
+    `sample(rng_key)` draws one position; `logdensity(position)` is its log density,
+    Jacobian included.
+    """
+
+    sample: Callable[[jax.Array], Position]
+    logdensity: LogDensity
+
+
+@dataclass(frozen=True, eq=False)
+class Minibatch:
+    """A log density whose data rows can be asked for one by one.
+
+    `terms(position, indices)` returns `(outside, rows)`: the part of the log density
+    that no row owns (prior, Jacobian, observations outside of the plate), a scalar,
+    and the log likelihood of each row in `indices`, of the same shape `(n,)`.
+    """
+
+    num_data: int
+    terms: Callable[[Position, jax.Array], tuple[jax.Array, jax.Array]]
+    plate: str = "data"
+
+    def logdensity(self, position: Position, indices: jax.Array) -> jax.Array:
+        """Unbiased estimate of the full log density from rows drawn uniformly.
+
+        Args:
+            position: a position on the sampling space.
+            indices: row numbers, shape `(n,)`, drawn with or without replacement.
+
+        Returns:
+            outside + (num_data / n) sum(rows), a scalar.
+        """
+        outside, rows = self.terms(position, indices)
+        return outside + (self.num_data / indices.shape[0]) * jnp.sum(rows)
+
+
+class NonSmooth(Protocol):
+    """A convex term g of the potential, minus log density, on one site's value."""
+
+    def value(self, x: jax.Array) -> jax.Array:
+        """g(x), a scalar."""
+
+    def prox(self, x: jax.Array, step: jax.Array) -> jax.Array:
+        """argmin_y g(y) + |y - x|^2 / (2 step), of the shape of `x`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The potential as a smooth and a non-smooth part, on the sites' own values.
+
+    The values x are the model's constrained site values, a dict; `supports` has each
+    site's NumPyro constraint. `terms(x)` returns `(smooth, nonsmooth)`: the smooth
+    part's log density at x without any Jacobian, and a dict from site name to its
+    `NonSmooth` term, whose parameters may depend on the other sites. `constrain` and
+    `unconstrain` go between x and the sampling space, and `log_det(z)` is the log
+    absolute Jacobian determinant of `constrain` at z.
+    """
+
+    terms: Callable[[Mapping[str, jax.Array]], tuple[jax.Array, dict[str, NonSmooth]]]
+    supports: Mapping[str, Any]
+    constrain: Callable[[Position], dict[str, jax.Array]]
+    unconstrain: Callable[[Mapping[str, jax.Array]], Position]
+    log_det: LogDensity
+
+
+def _identity(x):
+    return x
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A posterior, and the parts of it that a kernel may ask for.
+
+    Args:
+        logdensity_fn: log density on the sampling space, up to a constant, Jacobian
+            included.
+        position: an example position with a finite log density, or None.
+        prior, minibatch, split: the optional parts, or None where absent.
+        shards: one target per data owner, the prior split evenly among them, so that
+            their log densities sum to this target's; or None.
+        constrain: sampling space to the user's parameters, deterministic sites
+            included.
+        unconstrain: the user's parameters to the sampling space.
+        advice: for a part that is absent, what to write so that it is there.
+    """
+
+    logdensity_fn: LogDensity
+    position: Position = None
+    prior: Prior | None = None
+    minibatch: Minibatch | None = None
+    split: Split | None = None
+    shards: "tuple[Target, ...] | None" = None
+    constrain: Callable[[Position], Any] = _identity
+    unconstrain: Callable[[Any], Position] = _identity
+    advice: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, position: Position) -> jax.Array:
+        return self.logdensity_fn(position)
+
+
+_ADVICE = {
+    "prior": "build the kernel from a NumPyro model whose latent sites have proper "
+    "priors, or pass Target(logdensity_fn, prior=Prior(sample, logdensity)).",
+    "minibatch": 'build the kernel from a NumPyro model with `with numpyro.plate("data", '
+    "N): y = numpyro.subsample(y, event_dim=0)`, or pass Target(logdensity_fn, "
+    "minibatch=Minibatch(num_data, terms)).",
+    "split": "build the kernel from a NumPyro model with a Laplace site or a bounded "
+    "support, or pass Target(logdensity_fn, split=Split(...)).",
+    "shards": "write the model of one owner's data, and build the kernel from "
+    "nutfree.federated(model).",
+}
+
+
+def as_target(logdensity_fn: LogDensity | Target, **parts: Any) -> Target:
+    """Turn a log-density function into a `Target`; a `Target` is returned as it is.
+
+    Args:
+        logdensity_fn: `position -> log density`, or a `Target`.
+        **parts: optional parts of `Target`.
+
+    Example:
+        >>> target = as_target(lambda x: -0.5 * x**2)
+        >>> float(target(2.0))
+        -2.0
+    """
+    if isinstance(logdensity_fn, Target):
+        return logdensity_fn
+    return Target(logdensity_fn, **parts)
+
+
+def require(target: Target, needs: tuple[str, ...], kernel: str) -> None:
+    """Raise `MissingCapability` for the first part of `needs` that is absent."""
+    for part in needs:
+        if getattr(target, part) is None:
+            advice = target.advice.get(part, _ADVICE[part])
+            raise MissingCapability(
+                f"The kernel '{kernel}' needs a target with '{part}', and this one has "
+                f"none. To add it: {advice}"
+            )

@@ -9,7 +9,8 @@ Data: Postman, Huchra and Geller (1986); Roeder (1990); published figures.
 Model: Richardson and Green (1997), doi:10.1111/1467-9868.00095, with K fixed.
 For NUTS: impossible to mix. A chain stays in the labelling that it fell into, so that
 chains disagree (R-hat far above 1) although each looks well by itself.
-Family: multiscale; chain of log-concave; ensemble score. 3K - 1 dimensions.
+Family: multiscale; chain of log-concave; ensemble score. 3K - 1 dimensions: 8 with
+K = 3.
 """
 
 import jax.numpy as jnp

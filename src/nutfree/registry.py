@@ -255,7 +255,7 @@ def get(name: str) -> KernelSpec:
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     raise UnknownKernel(
-        f"There is no kernel or family '{name}'.{hint} nutfree.kernels() lists them all."
+        f"There is no kernel or family '{name}'.{hint} nutfree.kernels() lists all."
     )
 
 

@@ -127,8 +127,9 @@ class Target:
 _ADVICE = {
     "prior": "build the kernel from a NumPyro model whose latent sites have proper "
     "priors, or pass Target(logdensity_fn, prior=Prior(sample, logdensity)).",
-    "minibatch": 'build the kernel from a NumPyro model with `with numpyro.plate("data", '
-    "N): y = numpyro.subsample(y, event_dim=0)`, or pass Target(logdensity_fn, "
+    "minibatch": "build the kernel from a NumPyro model with "
+    '`with numpyro.plate("data", N): y = numpyro.subsample(y, event_dim=0)`, or pass '
+    "Target(logdensity_fn, "
     "minibatch=Minibatch(num_data, terms)).",
     "split": "build the kernel from a NumPyro model with a Laplace site or a bounded "
     "support, or pass Target(logdensity_fn, split=Split(...)).",

@@ -1,0 +1,57 @@
+"""Effect handlers that let one model text run in full, in batches, or as its prior."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from numpyro import handlers
+from numpyro.primitives import Messenger
+
+
+class full_data(Messenger):
+    """Run every plate of a model on all of its rows, whatever its `subsample_size`.
+
+    Args:
+        fn: the model.
+        rows: for a plate that is to run on fewer rows, their numbers, shape `(n,)`
+            with n less than the plate's size; may be traced.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist
+        >>> def model(y):
+        ...     mu = numpyro.sample("mu", dist.Normal())
+        ...     with numpyro.plate("data", 100, subsample_size=10):
+        ...         batch = numpyro.subsample(y, event_dim=0)
+        ...         numpyro.sample("y", dist.Normal(mu, 1), obs=batch)
+        >>> from numpyro.infer import MCMC, NUTS
+        >>> mcmc = MCMC(NUTS(full_data(model)), num_warmup=10, num_samples=10)
+    """
+
+    def __init__(self, fn=None, rows: Mapping[str, jax.Array] | None = None):
+        self.rows = rows or {}
+        super().__init__(fn)
+
+    def process_message(self, msg):
+        if msg["type"] == "plate":
+            size = msg["args"][0]
+            indices = self.rows.get(msg["name"], jnp.arange(size))
+            msg["args"] = (size, indices.shape[0])
+            msg["value"] = indices
+
+
+def is_jacobian(name: str) -> bool:
+    """True for the factors in which NumPyro keeps the Jacobian of a site."""
+    return name.startswith("_") and name.endswith("_log_det")
+
+
+def prior_only(model):
+    """The model without its observed and factor sites, Jacobians kept."""
+
+    def hidden(site):
+        return (
+            site["type"] == "sample"
+            and site["is_observed"]
+            and not is_jacobian(site["name"])
+        )
+
+    return handlers.block(model, hide_fn=hidden)

@@ -1,0 +1,162 @@
+"""Every registered kernel as a BlackJAX algorithm: `init`, `build_kernel`, callable."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from blackjax.base import SamplingAlgorithm
+
+from nutfree import registry
+from nutfree.adaptation import AdaptationState
+from nutfree.errors import UnknownKernel
+from nutfree.registry import KernelSpec
+from nutfree.target import LogDensity, Target, as_target, require
+
+
+class WarmupResult(NamedTuple):
+    """What a warm-up found: the kernel's state and its parameters."""
+
+    state: Any
+    parameters: dict[str, Any]
+
+
+class SamplingAPI:
+    """One kernel in BlackJAX's form, such as `nutfree.mala`.
+
+    Called with a log density (or a `Target`), options and parameters, it gives a
+    BlackJAX `SamplingAlgorithm`. `init` and `build_kernel` are the kernel's own
+    functions, which BlackJAX's SMC takes. `warmup` finds the parameters.
+
+    Example:
+        >>> import jax, nutfree as nf
+        >>> logdensity = lambda x: -0.5 * x**2
+        >>> found = nf.mala.warmup(logdensity, jax.random.key(0), 1.0, num_steps=50)
+        >>> algorithm = nf.mala(logdensity, **found.parameters)
+        >>> state, info = algorithm.step(jax.random.key(1), found.state)
+    """
+
+    def __init__(self, spec: KernelSpec):
+        self.spec = spec
+        self.init = spec.init
+        self.build_kernel = spec.build_kernel
+        self.__doc__ = f"{spec.summary} ({spec.paper}). {type(self).__doc__}"
+
+    def __repr__(self) -> str:
+        return f"<nutfree.{self.spec.name}: {self.spec.summary}>"
+
+    def _parts(self, logdensity_fn, options) -> tuple[Target, dict, dict]:
+        target = as_target(logdensity_fn)
+        require(target, self.spec.needs, self.spec.name)
+        return target, *self.spec.check(options)
+
+    def __call__(
+        self, logdensity_fn: LogDensity | Target, **params: Any
+    ) -> SamplingAlgorithm:
+        """The algorithm for one posterior.
+
+        Args:
+            logdensity_fn: log density of a pytree, or a `Target`.
+            **params: the kernel's options, and its parameters as `warmup` found them.
+
+        Raises:
+            MissingCapability: if the target lacks a part that the kernel needs.
+            InvalidOption: for an option that does not exist or is out of range.
+        """
+        named = {f for f in self.spec.options.__dataclass_fields__}
+        traced = {k: v for k, v in params.items() if _is_traced(self.spec, k, named)}
+        options = {k: v for k, v in params.items() if k not in traced}
+        target, static, fixed = self._parts(logdensity_fn, options)
+        kernel = self.spec.bind(self.spec.build_kernel, static)()
+        kernel_params = {**fixed, **traced}
+
+        def init(position, rng_key=None):
+            bound = self.spec.bind(self.spec.init, static)
+            return bound(position, target, rng_key)
+
+        def step(rng_key, state):
+            return kernel(rng_key, state, target, **kernel_params)
+
+        return SamplingAlgorithm(init, step)
+
+    def warmup(
+        self,
+        logdensity_fn: LogDensity | Target,
+        rng_key: jax.Array,
+        position: Any,
+        num_steps: int = 500,
+        **options: Any,
+    ) -> WarmupResult:
+        """Run the kernel's pilot and warm-up.
+
+        Args:
+            logdensity_fn: log density of a pytree, or a `Target`.
+            rng_key: a key.
+            position: where to start.
+            num_steps: transitions to tune on.
+            **options: the kernel's options; parameters given here are kept.
+
+        Returns:
+            `(state, parameters)`: `parameters` is what `self(logdensity_fn, ...)`
+            takes, options included.
+        """
+        target, static, fixed = self._parts(logdensity_fn, options)
+        kernel = self.spec.bind(self.spec.build_kernel, static)()
+        warmup = self.spec.bind(self.spec.warmup, static)()
+        init = self.spec.bind(self.spec.init, static)
+
+        def overlay(adapt: AdaptationState) -> AdaptationState:
+            params = jax.tree.map(jnp.asarray, {**adapt.params, **fixed})
+            return adapt._replace(params=params)
+
+        def run(rng_key, position):
+            pilot_key, init_key, loop_key = jax.random.split(rng_key, 3)
+            adapt = overlay(warmup.init(pilot_key, position, target, num_steps))
+            state = init(adapt.position, target, init_key)
+
+            def one_step(carry, key):
+                state, adapt = carry
+                state, info = kernel(key, state, target, **adapt.params)
+                return (state, overlay(warmup.update(adapt, state, info))), None
+
+            keys = jax.random.split(loop_key, num_steps)
+            (state, adapt), _ = jax.lax.scan(one_step, (state, adapt), keys)
+            if num_steps:
+                adapt = overlay(adapt._replace(params=warmup.final(adapt)))
+            return state, adapt.params
+
+        state, params = jax.jit(run)(rng_key, position)
+        return WarmupResult(state, {**options, **params})
+
+
+def _is_traced(spec: KernelSpec, name: str, options: set[str]) -> bool:
+    """Whether a keyword is a parameter as warm-up gives it, and not a user's option."""
+    if name not in options:
+        return name in _kernel_params(spec)
+    return spec.options.__dataclass_fields__[name].metadata["tuned"]
+
+
+def _kernel_params(spec: KernelSpec) -> set[str]:
+    from inspect import signature
+
+    return set(signature(spec.build_kernel()).parameters) - {
+        "rng_key",
+        "state",
+        "logdensity_fn",
+    }
+
+
+def api(name: str) -> SamplingAPI:
+    """The BlackJAX form of a registered kernel.
+
+    Raises:
+        UnknownKernel: also for NumPyro's own kernels, which have no such form.
+    """
+    spec = registry.get(name)
+    if spec.init is None:
+        raise UnknownKernel(
+            f"'{name}' is NumPyro's own and has no BlackJAX form; BlackJAX's is "
+            "'blackjax.nuts'."
+        )
+    return SamplingAPI(spec)

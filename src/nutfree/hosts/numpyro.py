@@ -1,0 +1,469 @@
+"""Every registered kernel as a NumPyro `MCMCKernel`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from numpyro.infer.initialization import init_to_uniform
+from numpyro.infer.mcmc import MCMCKernel
+
+from nutfree import registry
+from nutfree.adaptation import AdaptationState
+from nutfree.errors import InvalidOption, NoFiniteStart, UnsupportedModel
+from nutfree.frontends.handlers import full_data
+from nutfree.frontends.numpyro import ModelFrontend, analyse
+from nutfree.registry import KernelSpec
+from nutfree.target import Position, Target, as_target, require
+
+
+class NutfreeState(NamedTuple):
+    """State of a kernel under NumPyro's `MCMC`; names are those of `HMCState`.
+
+    i
+        Number of transitions made, warm-up included.
+    z
+        The draw, on the sampling space.
+    potential_energy
+        Minus its log density; NaN where the kernel never evaluates it.
+    num_steps, num_grad_evals
+        Full-data gradients spent on the last transition.
+    num_density_evals
+        Density evaluations without a gradient spent on the last transition.
+    accept_prob, mean_accept_prob
+        Acceptance probability of the last transition, and its mean since warm-up
+        ended; NaN for a kernel that never rejects.
+    diverging
+        Whether the last transition met a value that is not finite.
+    total_grad_evals, total_density_evals
+        Spent so far, pilot and warm-up included.
+    lost_evals
+        What rounding has kept out of the two totals.
+    kernel_state, info
+        The kernel's own state and what its last transition reports.
+    adapt_state
+        What warm-up tunes; `adapt_state.params`, `adapt_state.step_size`.
+    rng_key
+        The key of the transitions to come.
+    """
+
+    i: jax.Array
+    z: Position
+    potential_energy: jax.Array
+    num_steps: jax.Array
+    num_grad_evals: jax.Array
+    num_density_evals: jax.Array
+    accept_prob: jax.Array
+    mean_accept_prob: jax.Array
+    diverging: jax.Array
+    total_grad_evals: jax.Array
+    total_density_evals: jax.Array
+    lost_evals: jax.Array
+    kernel_state: Any
+    info: Any
+    adapt_state: AdaptationState
+    rng_key: jax.Array
+
+
+_ACROSS_CHAINS = NutfreeState(*[0] * len(NutfreeState._fields))._replace(i=None)
+
+
+class NutfreeKernel(MCMCKernel):
+    """A registered kernel for NumPyro's `MCMC`; made by `nutfree.kernel`.
+
+    Args:
+        spec: what the registry knows of the kernel.
+        model: a NumPyro model, or a `Target`.
+        potential_fn: minus log density of a pytree, instead of a model.
+        init_strategy: where NumPyro looks for starting points.
+        options: options of the kernel.
+    """
+
+    def __init__(
+        self,
+        spec: KernelSpec,
+        model: Callable | Target | None = None,
+        *,
+        potential_fn: Callable | None = None,
+        init_strategy: Callable = init_to_uniform,
+        options: Mapping[str, Any] | None = None,
+    ):
+        if (model is None) == (potential_fn is None):
+            raise InvalidOption(
+                "Pass either a model or potential_fn=..., and not both: "
+                f'nutfree.kernel("{spec.name}", model).'
+            )
+        self.spec = spec
+        self.options = dict(options or {})
+        self.init_strategy = init_strategy
+        self._static, self._fixed = spec.check(self.options)
+        self._model: Callable | None = None
+        self._target: Target | None = None
+        if potential_fn is not None:
+            self._target = as_target(lambda position: -potential_fn(position))
+        elif isinstance(model, Target):
+            self._target = model
+        else:
+            self._model = model
+        if self._target is not None:
+            require(self._target, spec.needs, spec.name)
+        self._kernel = spec.bind(spec.build_kernel, self._static)()
+        self._warmup = spec.bind(spec.warmup, self._static)()
+        self._frontend: ModelFrontend | None = None
+        self._num_warmup = 0
+        self._run: tuple | None = None  # what `init` was last prepared for
+        self._compiled_begin: Callable | None = None
+        # MCMC asks for this to know whether `init` has run
+        self._sample_fn: Callable | None = None
+
+    @property
+    def model(self) -> Callable | None:
+        """The NumPyro model, or None for a kernel built from a density."""
+        return self._model
+
+    @property
+    def sample_field(self) -> str:
+        return "z"
+
+    @property
+    def default_fields(self) -> tuple[str, ...]:
+        return (
+            "z",
+            "diverging",
+            "potential_energy",
+            "accept_prob",
+            "num_steps",
+            "num_grad_evals",
+            "num_density_evals",
+        )
+
+    def get_diagnostics_str(self, state: NutfreeState) -> str:
+        parts = [f"{float(state.total_grad_evals):.3g} gradients"]
+        if not jnp.isnan(state.adapt_state.step_size):
+            parts.append(f"step size {float(state.adapt_state.step_size):.2e}")
+        if not jnp.isnan(state.mean_accept_prob):
+            parts.append(f"acc. prob={float(state.mean_accept_prob):.2f}")
+        return ", ".join(parts)
+
+    def target(self, model_args: tuple = (), model_kwargs=None) -> Target:
+        """The posterior for these arguments of the model.
+
+        Raises:
+            MissingCapability: if it lacks a part that the kernel needs.
+        """
+        if self._target is not None:
+            return self._target
+        if self._frontend is None:
+            plate = self._static.get("plate")
+            self._frontend = analyse(self._model, model_args, model_kwargs, plate=plate)
+        target = self._frontend.build(model_args, model_kwargs)
+        require(target, self.spec.needs, self.spec.name)
+        return target
+
+    def postprocess_fn(self, model_args, model_kwargs) -> Callable:
+        return self.target(model_args, model_kwargs).constrain
+
+    def init(
+        self, rng_key, num_warmup, init_params=None, model_args=(), model_kwargs=None
+    ) -> NutfreeState:
+        """Find a starting point, run the kernel's pilot, and return the first state.
+
+        Args:
+            rng_key: one key, or `(num_chains,)` keys for vectorized chains.
+            num_warmup: transitions that tune the kernel before the first draw.
+            init_params: a position on the sampling space, with a leading axis of
+                chains if there are several keys.
+
+        Raises:
+            MissingCapability, UnsupportedModel, InvalidData, NoFiniteStart: see
+                `nutfree.errors`.
+        """
+        batched = _is_batch(rng_key)
+        leaves = jax.tree.leaves((model_args, model_kwargs))
+        run = (num_warmup, batched, [id(leaf) for leaf in leaves])
+        if self._run is None or self._run[0] != run:
+            # the leaves are kept, so that their identities stay theirs
+            self._run, self._num_warmup = (run, leaves), num_warmup
+            self._frontend = None
+            target = self.target(model_args, model_kwargs)
+            begin = partial(self._begin, target)
+            if batched:
+                begin = jax.vmap(begin, out_axes=_ACROSS_CHAINS)
+            self._compiled_begin = jax.jit(begin)
+        target = self.target(model_args, model_kwargs)
+        keys = _split(rng_key, batched)
+        position = init_params
+        if position is None:
+            position = self._start(keys[1], batched, target, model_args, model_kwargs)
+        state = self._compiled_begin(*keys, position)
+        self._sample_fn = self.sample
+        self._check_start(state)
+        return state
+
+    def _start(self, rng_key, batched, target, model_args, model_kwargs):
+        if self._frontend is not None:
+            return self._frontend.start(
+                rng_key,
+                model_args,
+                model_kwargs,
+                init_strategy=self.init_strategy,
+                validate_grad=self.spec.uses_gradient,
+            )
+        if target.position is None:
+            raise NoFiniteStart(
+                "A kernel built from a density does not know where to start. Pass "
+                "init_params=... to run, with a leading axis of chains if there are "
+                "several."
+            )
+        if not batched:
+            return target.position
+        chains = rng_key.shape[0]
+        return jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (chains, *jnp.shape(x))), target.position
+        )
+
+    def _check_start(self, state) -> None:
+        energy = state.potential_energy
+        if isinstance(energy, jax.core.Tracer):
+            return
+        if bool(jnp.any(jnp.isposinf(energy))) or not all(
+            bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state.z)
+        ):
+            raise NoFiniteStart(
+                "The log density is not finite at the starting point. Pass an "
+                "init_params where it is."
+            )
+
+    def _begin(self, target, rng_key, start_key, pilot_key, position) -> NutfreeState:
+        """The first state of one chain."""
+        del start_key
+        position = jax.tree.map(_as_float, position)
+        pilot_key, init_key = jax.random.split(_typed(pilot_key))
+        adapt = self._warmup.init(pilot_key, position, target, self._num_warmup)
+        adapt = self._overlay(adapt)
+        init = self.spec.bind(self.spec.init, self._static)
+        kernel_state = init(adapt.position, target, init_key)
+        info = jax.eval_shape(
+            lambda: self._kernel(init_key, kernel_state, target, **adapt.params)[1]
+        )
+        info = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), info)
+        energy, dtype = _energy(kernel_state), jnp.result_type(float)
+        none = jnp.zeros((), dtype)
+        state = NutfreeState(
+            i=jnp.asarray(0),
+            z=kernel_state.position,
+            potential_energy=energy,
+            num_steps=none,
+            num_grad_evals=none,
+            num_density_evals=none,
+            accept_prob=none,
+            mean_accept_prob=none,
+            diverging=jnp.asarray(False),
+            total_grad_evals=jnp.asarray(adapt.num_grad_evals, dtype),
+            total_density_evals=jnp.asarray(adapt.num_density_evals, dtype),
+            lost_evals=jnp.zeros(2, dtype),
+            kernel_state=kernel_state,
+            info=info,
+            adapt_state=adapt,
+            rng_key=rng_key,
+        )
+        # a weak type would change in the loop, and the loop be compiled twice
+        return jax.tree.map(_strongly_typed, state)
+
+    def _overlay(self, adapt: AdaptationState) -> AdaptationState:
+        """Keep the parameters that the user has fixed."""
+        fixed = {
+            name: jnp.asarray(value, jnp.asarray(adapt.params[name]).dtype)
+            for name, value in self._fixed.items()
+        }
+        params = jax.tree.map(jnp.asarray, {**adapt.params, **fixed})
+        return adapt._replace(params=params)
+
+    def sample(self, state: NutfreeState, model_args, model_kwargs) -> NutfreeState:
+        """One transition of one chain, or of all vectorized ones."""
+        advance = partial(self._advance, self.target(model_args, model_kwargs))
+        if _is_batch(state.rng_key):
+            # `i` is shared, so that warm-up's conditions stay conditions
+            if jnp.ndim(state.i):
+                state = state._replace(i=state.i[0])
+            axes = (_ACROSS_CHAINS,)
+            advance = jax.vmap(advance, in_axes=axes, out_axes=_ACROSS_CHAINS)
+        return advance(state)
+
+    def _advance(self, target: Target, state: NutfreeState) -> NutfreeState:
+        next_key, step_key = jax.random.split(_typed(state.rng_key))
+        kernel_state, info = self._kernel(
+            step_key, state.kernel_state, target, **state.adapt_state.params
+        )
+        adapt = jax.lax.cond(
+            state.i < self._num_warmup,
+            lambda adapt: self._tune(state.i, adapt, kernel_state, info),
+            lambda adapt: adapt,
+            state.adapt_state,
+        )
+        dtype = state.total_grad_evals.dtype
+        grads = jnp.asarray(getattr(info, "num_grad_evals", 0.0), dtype)
+        densities = jnp.asarray(getattr(info, "num_density_evals", 0.0), dtype)
+        accept_prob = jnp.asarray(getattr(info, "acceptance_rate", jnp.nan), dtype)
+        since = state.i - jnp.where(state.i < self._num_warmup, 0, self._num_warmup) + 1
+        totals = jnp.stack([state.total_grad_evals, state.total_density_evals])
+        totals, lost = _add(totals, jnp.stack([grads, densities]), state.lost_evals)
+        return NutfreeState(
+            i=state.i + 1,
+            z=kernel_state.position,
+            potential_energy=_energy(kernel_state),
+            num_steps=grads,
+            num_grad_evals=grads,
+            num_density_evals=densities,
+            accept_prob=accept_prob,
+            mean_accept_prob=state.mean_accept_prob
+            + (accept_prob - state.mean_accept_prob) / since,
+            diverging=jnp.asarray(getattr(info, "is_divergent", False)),
+            total_grad_evals=totals[0],
+            total_density_evals=totals[1],
+            lost_evals=lost,
+            kernel_state=kernel_state,
+            info=info,
+            adapt_state=adapt,
+            rng_key=_like_key(next_key, state.rng_key),
+        )
+
+    def _tune(self, i, adapt, kernel_state, info) -> AdaptationState:
+        adapt = self._overlay(self._warmup.update(adapt, kernel_state, info))
+        return jax.lax.cond(
+            i + 1 == self._num_warmup,
+            lambda a: self._overlay(a._replace(params=self._warmup.final(a))),
+            lambda a: a,
+            adapt,
+        )
+
+    def refresh(self, state: NutfreeState, model_args, model_kwargs) -> NutfreeState:
+        """Recompute what the state caches, for a block of `numpyro.infer.Gibbs`."""
+        if self.spec.draws != "chain":
+            raise UnsupportedModel(
+                f"'{self.spec.name}' draws anew at every transition and cannot be a "
+                "block of a Gibbs sampler. Take a kernel whose draws are a chain."
+            )
+        target = self.target(model_args, model_kwargs)
+        init = self.spec.bind(self.spec.init, self._static)
+        key = jax.random.fold_in(_typed(state.rng_key), state.i)
+        kernel_state = init(state.z, target, key)
+        return state._replace(
+            kernel_state=kernel_state, potential_energy=_energy(kernel_state)
+        )
+
+    def wrap_model(self, wrapper: Callable) -> NutfreeKernel:
+        """A copy of this kernel for the model `wrapper(self.model)`."""
+        if self._model is None:
+            raise UnsupportedModel(
+                "Only a kernel built from a NumPyro model can have its model wrapped."
+            )
+        kernel = copy.copy(self)
+        kernel._model = wrapper(self._model)
+        kernel._frontend = kernel._sample_fn = kernel._run = None
+        return kernel
+
+
+def kernel(
+    name: str,
+    model: Callable | Target | None = None,
+    *,
+    potential_fn: Callable | None = None,
+    init_strategy: Callable = init_to_uniform,
+    **options: Any,
+) -> MCMCKernel:
+    """A kernel for NumPyro's `MCMC`, to pass in place of `NUTS`.
+
+    Args:
+        name: a kernel or a family, see `nutfree.kernels()`.
+        model: a NumPyro model, or a `Target`.
+        potential_fn: minus log density of a pytree, instead of a model; then `run`
+            needs `init_params`.
+        init_strategy: where NumPyro looks for starting points.
+        **options: options of the kernel. One that warm-up tunes is kept as given.
+
+    Returns:
+        A `numpyro.infer.mcmc.MCMCKernel`.
+
+    Raises:
+        UnknownKernel: with the nearest name.
+        InvalidOption: with the nearest option, or the range.
+
+    Example:
+        >>> from numpyro.infer import MCMC
+        >>> mcmc = MCMC(kernel("mala", potential_fn=lambda x: 0.5 * x**2),
+        ...             num_warmup=10, num_samples=10)
+    """
+    spec = registry.get(name)
+    if spec.mcmc_kernel is None:
+        return NutfreeKernel(
+            spec,
+            model,
+            potential_fn=potential_fn,
+            init_strategy=init_strategy,
+            options=options,
+        )
+    # NumPyro's own, which would refuse a subsampled plate
+    if model is not None:
+        model = full_data(model)
+    try:
+        return spec.mcmc_kernel(
+            model, potential_fn=potential_fn, init_strategy=init_strategy, **options
+        )
+    except (TypeError, ValueError) as error:
+        raise InvalidOption(
+            f"NumPyro's '{name}' refused its options: {error}"
+        ) from error
+
+
+def _as_float(x):
+    return jnp.asarray(x, jnp.result_type(x, float))
+
+
+def _strongly_typed(x):
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return x
+    return jax.lax.convert_element_type(x, x.dtype)
+
+
+def _energy(kernel_state) -> jax.Array:
+    return -jnp.asarray(getattr(kernel_state, "logdensity", jnp.nan))
+
+
+def _typed(rng_key):
+    """A typed key from a typed or a legacy one."""
+    if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
+        return rng_key
+    return jax.random.wrap_key_data(rng_key)
+
+
+def _like_key(rng_key, like):
+    """A typed key in the form of `like`."""
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return rng_key
+    return jax.random.key_data(rng_key)
+
+
+def _is_batch(rng_key) -> bool:
+    typed = jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
+    return jnp.ndim(rng_key) > (0 if typed else 1)
+
+
+def _split(rng_key, batched: bool):
+    """Three keys: of the chain, of its starting point, of its pilot."""
+    split = partial(jax.random.split, num=3)
+    if batched:
+        return jnp.swapaxes(jax.vmap(split)(rng_key), 0, 1)
+    return split(rng_key)
+
+
+def _add(total, term, lost):
+    """Compensated `total + term` and what rounding has lost (Kahan 1965)."""
+    term = term + lost
+    new = total + term
+    return new, term - (new - total)

@@ -1,0 +1,262 @@
+"""`sample`: a kernel run to a DataTree, in pieces that an interrupt cannot lose.
+
+The draws are those of NumPyro's `MCMC` with the same key. One program, compiled once,
+makes a piece of the run, and the host goes from piece to piece, where the progress bar
+and Ctrl-C are.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.infer import MCMC
+from numpyro.infer.mcmc import MCMCKernel
+from numpyro.util import nested_attrgetter
+from tqdm.auto import tqdm
+
+from nutfree.errors import InvalidOption
+from nutfree.hosts.numpyro import NutfreeKernel
+
+if TYPE_CHECKING:
+    import xarray
+
+#: What is collected besides the default fields where the kernel's state has it.
+_FIELDS = (
+    "diverging",
+    "potential_energy",
+    "accept_prob",
+    "num_steps",
+    "adapt_state.step_size",
+)
+_PIECES = 20
+
+
+class PiecewiseMCMC(MCMC):
+    """NumPyro's `MCMC`, run in pieces of which a finished one is never lost.
+
+    Attributes:
+        interrupted: whether Ctrl-C ended the last run before its last draw.
+        seconds: its wall time, compilation included.
+        warmup_grad_evals: gradients spent before its first draw, over all chains.
+    """
+
+    interrupted: bool = False
+    seconds: float = math.nan
+    warmup_grad_evals: float = math.nan
+
+    def run(self, rng_key, *args, extra_fields=(), init_params=None, **kwargs) -> None:
+        """As `MCMC.run`; an interrupt ends it with the draws made so far."""
+        self._args, self._kwargs = args, kwargs
+        self.interrupted = False
+        begin = time.perf_counter()
+        state = self._begin(rng_key, init_params)
+        num_draws = self.num_samples // self.thinning
+        size = math.ceil(max(self.num_warmup, num_draws) / _PIECES)
+        piece = self._piece(state, size, extra_fields)
+        draws, warmup_steps = [], 0.0
+        bar = tqdm(
+            total=self.num_warmup + num_draws * self.thinning,
+            desc="warmup",
+            disable=not self.progress_bar,
+        )
+        try:
+            for n in _cut(self.num_warmup, size):
+                state, made = jax.block_until_ready(piece(state, n, 1))
+                warmup_steps += float(np.sum(made.get("num_steps", math.nan)))
+                bar.update(n)
+            self._warmup_state = state
+            self.warmup_grad_evals = _gradients(state, warmup_steps)
+            bar.set_description("sample")
+            for n in _cut(num_draws, size):
+                state, made = piece(state, n, self.thinning)
+                made = jax.device_get(made)
+                draws.append(jax.tree.map(lambda x, n=n: x[:, :n], made))
+                bar.update(n * self.thinning)
+        except KeyboardInterrupt:
+            if not draws:
+                raise
+            self.interrupted = True
+            kept = sum(len(jax.tree.leaves(d)[0][0]) for d in draws)
+            message = (
+                f"Interrupted: {kept} of {num_draws} draws of each chain are kept."
+            )
+            warnings.warn(message, stacklevel=2)
+        finally:
+            bar.close()
+        self._states = jax.tree.map(lambda *d: np.concatenate(d, axis=1), *draws)
+        self._states_flat = None
+        self._last_state = state
+        self.seconds = time.perf_counter() - begin
+
+    def _begin(self, rng_key, init_params):
+        """The first state of every chain."""
+        chains = self.num_chains
+        # a single chain keeps its key, as in `MCMC.run`
+        keys = jax.random.split(rng_key, chains) if chains > 1 else rng_key[None]
+        if init_params is not None and chains == 1:
+            init_params = jax.tree.map(lambda x: jnp.asarray(x)[None], init_params)
+        init = partial(
+            self.sampler.init,
+            num_warmup=self.num_warmup,
+            model_args=self._args,
+            model_kwargs=self._kwargs,
+        )
+        if self.chain_method == "vectorized":
+            return init(keys, init_params=init_params)
+        states = [
+            init(keys[c], init_params=jax.tree.map(lambda x, c=c: x[c], init_params))
+            for c in range(chains)
+        ]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+    def _piece(self, state, size: int, extra_fields):
+        """`piece(state, n, thinning)`: the state after n draws, and the draws.
+
+        The draws are padded to `size`, so that n is no part of the program.
+        """
+        kernel, args, kwargs = self.sampler, self._args, self._kwargs
+        vectorized = self.chain_method == "vectorized"
+        wanted = (*kernel.default_fields, *_FIELDS, *extra_fields)
+        fields = tuple(dict.fromkeys(f for f in wanted if _has(state, f)))
+        collect = nested_attrgetter(*fields)
+        postprocess = kernel.postprocess_fn(args, kwargs)
+
+        def draw(i, carry, thinning):
+            state, made = carry
+            state = jax.lax.fori_loop(
+                0, thinning, lambda _, s: kernel.sample(s, args, kwargs), state
+            )
+            values = dict(zip(fields, collect(state)))
+            return state, jax.tree.map(lambda m, v: m.at[i].set(v), made, values)
+
+        def run(state, n, thinning):
+            shapes = jax.eval_shape(lambda s: dict(zip(fields, collect(s))), state)
+            made = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), shapes)
+            state, made = jax.lax.fori_loop(
+                0, n, lambda i, c: draw(i, c, thinning), (state, made)
+            )
+            z = made[fields[0]]
+            constrain = jax.vmap(postprocess)
+            made[fields[0]] = (jax.vmap(constrain) if vectorized else constrain)(z)
+            return state, made
+
+        if vectorized:
+
+            def chains(state, n, thinning):
+                state, made = run(state, n, thinning)
+                return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), made)
+
+            return jax.jit(chains)
+        if self.chain_method == "parallel":
+            return jax.pmap(run, in_axes=(0, None, None))
+        return jax.jit(
+            lambda state, n, thinning: jax.lax.map(lambda s: run(s, n, thinning), state)
+        )
+
+
+def _cut(total: int, size: int) -> list[int]:
+    """`total` in pieces of `size`, the last one what is left."""
+    return [min(size, total - done) for done in range(0, total, size)] if total else []
+
+
+def _has(state: Any, field: str) -> bool:
+    for name in field.split("."):
+        if not hasattr(state, name):
+            return False
+        state = getattr(state, name)
+    return True
+
+
+def _gradients(state: Any, num_steps: float) -> float:
+    """Gradients spent so far over all chains, by the kernel's own count if any."""
+    if _has(state, "total_grad_evals"):
+        return float(np.sum(state.total_grad_evals))
+    return num_steps
+
+
+def _chain_method(kernel: MCMCKernel, num_chains: int) -> str:
+    """Vectorized where every transition costs the same, else one after the other."""
+    if isinstance(kernel, NutfreeKernel):
+        return "vectorized"
+    return "parallel" if 1 < num_chains <= jax.local_device_count() else "sequential"
+
+
+def sample(
+    kernel: MCMCKernel,
+    *args: Any,
+    num_warmup: int = 500,
+    num_samples: int = 1000,
+    num_chains: int = 4,
+    seed: int = 0,
+    thinning: int = 1,
+    chain_method: str | None = None,
+    init_params: Any = None,
+    extra_fields: tuple[str, ...] = (),
+    progress_bar: bool = True,
+    **kwargs: Any,
+) -> xarray.DataTree:
+    """Run a kernel on its model and return the draws with their diagnostics.
+
+    Args:
+        kernel: from `nutfree.kernel`, or any NumPyro kernel, `NUTS` included.
+        *args, **kwargs: arguments of the model.
+        num_warmup, num_samples, num_chains, thinning: as for NumPyro's `MCMC`.
+        seed: of the random numbers.
+        chain_method: "vectorized", "sequential" or "parallel"; by default what suits
+            the kernel.
+        init_params: where to start on the sampling space, with a leading axis of
+            chains if there are several.
+        extra_fields: further fields of the kernel's state to collect.
+        progress_bar: whether to show one.
+
+    Returns:
+        An `xarray.DataTree` as `nutfree.to_arviz` makes it. Ctrl-C ends the run with
+        the draws made so far and a warning.
+
+    Raises:
+        MissingCapability, UnsupportedModel, InvalidData, NoFiniteStart: see
+            `nutfree.errors`.
+
+    Example:
+        >>> import nutfree as nf
+        >>> kernel = nf.kernel("mala", potential_fn=lambda x: 0.5 * x**2)
+        >>> tree = nf.sample(kernel, num_warmup=50, num_samples=50, num_chains=1,
+        ...                  init_params=0.0, progress_bar=False)
+    """
+    from nutfree.report import to_arviz
+
+    if not isinstance(kernel, MCMCKernel):
+        raise InvalidOption(
+            f"The first argument is a {type(kernel).__name__}; pass a kernel, such as "
+            'nutfree.kernel("multiscale", model).'
+        )
+    mcmc = PiecewiseMCMC(
+        kernel,
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        num_chains=num_chains,
+        thinning=thinning,
+        chain_method=chain_method or _chain_method(kernel, num_chains),
+        progress_bar=progress_bar,
+    )
+    mcmc.run(
+        jax.random.key(seed),
+        *args,
+        init_params=init_params,
+        extra_fields=extra_fields,
+        **kwargs,
+    )
+    return to_arviz(
+        mcmc,
+        seconds=mcmc.seconds,
+        interrupted=mcmc.interrupted,
+        warmup_grad_evals=mcmc.warmup_grad_evals,
+        seed=seed,
+    )

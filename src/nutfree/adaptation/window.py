@@ -26,15 +26,18 @@ class WindowState(NamedTuple):
 
 
 def window_warmup(
-    target_acceptance_rate: float, initial_step_size: float = 1.0
+    target_acceptance_rate: float,
+    initial_step_size: float = 1.0,
+    dense_mass: bool = False,
 ) -> Warmup:
-    """Tune `step_size` and a diagonal `inverse_mass_matrix` of shape `(d,)`.
+    """Tune `step_size` and an `inverse_mass_matrix`, the posterior's covariance.
 
     Args:
         target_acceptance_rate: what the mean of `info.acceptance_rate` should be.
         initial_step_size: where dual averaging starts, in units of d^(-1/3).
+        dense_mass: a full matrix of shape `(d, d)` instead of the variances, `(d,)`.
     """
-    mm_init, mm_update, mm_final = mass_matrix_adaptation(is_diagonal_matrix=True)
+    mm_init, mm_update, mm_final = mass_matrix_adaptation(not dense_mass)
     da_init, da_update, da_final = dual_averaging_adaptation(target_acceptance_rate)
 
     def init(rng_key, position, target, num_steps) -> AdaptationState:
@@ -48,7 +51,9 @@ def window_warmup(
         inner = jax.tree.map(jnp.asarray, inner)
         params = {
             "step_size": step_size,
-            "inverse_mass_matrix": jnp.ones_like(flat),
+            "inverse_mass_matrix": jnp.eye(flat.size, dtype=flat.dtype)
+            if dense_mass
+            else jnp.ones_like(flat),
         }
         return AdaptationState(params, position, inner=inner)
 

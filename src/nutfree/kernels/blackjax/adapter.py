@@ -1,0 +1,91 @@
+"""What every wrapped kernel shares: the contract around BlackJAX's own step.
+
+A record of an algorithm is a `build(**static)` that returns `step(rng_key, state,
+logdensity_fn, **params) -> (state, info)`, with BlackJAX's state and one of the infos
+below, and its warm-up. `register` adds what BlackJAX leaves to the caller: a state
+that is not finite is not kept, and the transition is marked divergent.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from nutfree.adaptation import AdaptationState, Warmup
+from nutfree.dynamics.evaluation import is_finite, select
+from nutfree.registry import KernelSpec
+
+
+class MetropolisInfo(NamedTuple):
+    """Mean acceptance probability, divergence, and the evaluations spent."""
+
+    acceptance_rate: jax.Array
+    is_divergent: jax.Array
+    num_grad_evals: jax.Array
+    num_density_evals: jax.Array
+
+
+def metropolis_info(info: Any, num_grad_evals=0, num_density_evals=0) -> MetropolisInfo:
+    """`MetropolisInfo` out of a BlackJAX info; a NaN acceptance is a rejection."""
+    return MetropolisInfo(
+        jnp.nan_to_num(info.acceptance_rate),
+        jnp.asarray(getattr(info, "is_divergent", False)),
+        jnp.asarray(num_grad_evals),
+        jnp.asarray(num_density_evals),
+    )
+
+
+def register(
+    name: str, build: Callable, init: Callable, warmup: Callable, **fields: Any
+) -> KernelSpec:
+    """The spec of the BlackJAX algorithm `name`, its transitions guarded."""
+
+    @wraps(build)
+    def build_kernel(**static):
+        step = build(**static)
+
+        def kernel(rng_key, state, logdensity_fn, **params):
+            new, info = step(rng_key, state, logdensity_fn, **params)
+            finite = is_finite(new)
+            divergent = info.is_divergent | ~finite
+            return select(finite, new, state), info._replace(is_divergent=divergent)
+
+        return kernel
+
+    return KernelSpec(
+        name=f"blackjax.{name}",
+        family="blackjax",
+        init=init,
+        build_kernel=build_kernel,
+        warmup=warmup,
+        **fields,
+    )
+
+
+def metric(inverse_mass_matrix: jax.Array | float, position: Any) -> jax.Array:
+    """`inverse_mass_matrix` as BlackJAX takes it: a scalar becomes shape `(d,)`."""
+    if jnp.ndim(inverse_mass_matrix) > 0:
+        return inverse_mass_matrix
+    x, _ = ravel_pytree(position)
+    return jnp.full_like(x, inverse_mass_matrix)
+
+
+def pilot_warmup(pilot: Callable) -> Warmup:
+    """A warm-up that is all pilot: `pilot(rng_key, position, target)` returns an
+    `AdaptationState`, and the transitions after it tune nothing."""
+
+    def init(rng_key, position, target, num_steps) -> AdaptationState:
+        del num_steps
+        return pilot(rng_key, position, target)
+
+    def update(adapt_state, state, info) -> AdaptationState:
+        del state, info
+        return adapt_state
+
+    def final(adapt_state) -> dict:
+        return adapt_state.params
+
+    return Warmup(init, update, final)

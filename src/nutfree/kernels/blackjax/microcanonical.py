@@ -1,0 +1,225 @@
+"""BlackJAX's microcanonical Langevin, unadjusted and adjusted, with its own tuning.
+
+The pilot is `blackjax.mclmc_find_L_and_step_size` (and its adjusted twin): step size
+from the energy error (the acceptance rate), the length L, and the variances.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import blackjax
+import jax
+import jax.numpy as jnp
+from blackjax.mcmc.adjusted_mclmc_dynamic import make_random_trajectory_length_fn
+from jax.flatten_util import ravel_pytree
+
+from nutfree.adaptation import AdaptationState, Warmup
+from nutfree.errors import MissingCapability
+from nutfree.kernels.blackjax.adapter import (
+    metric,
+    metropolis_info,
+    pilot_warmup,
+    register,
+)
+from nutfree.registry import option
+
+#: Gradients per step of the McLachlan integrator, BlackJAX's default.
+GRADS_PER_STEP = 2
+
+
+class MCLMCInfo(NamedTuple):
+    """Energy error of the step, whether it failed, and the gradients spent."""
+
+    energy_change: jax.Array
+    is_divergent: jax.Array
+    num_grad_evals: jax.Array
+
+
+def init_mclmc(position, logdensity_fn, rng_key=None):
+    x, _ = ravel_pytree(position)
+    if x.size < 2:
+        raise MissingCapability(
+            "The kernel 'blackjax.mclmc' needs at least two parameters, and this "
+            "posterior has one. Write 'blackjax.nuts' instead."
+        )
+    rng_key = jax.random.key(0) if rng_key is None else rng_key
+    return blackjax.mclmc.init(position, logdensity_fn, rng_key)
+
+
+def build_mclmc():
+    step = blackjax.mclmc.build_kernel()
+
+    def mclmc(rng_key, state, logdensity_fn, step_size, L, inverse_mass_matrix=1.0):
+        imm = metric(inverse_mass_matrix, state.position)
+        new, info = step(rng_key, state, logdensity_fn, imm, L, step_size)
+        failed = ~info.nonans
+        count = jnp.asarray(GRADS_PER_STEP)
+        return new, MCLMCInfo(info.energy_change, failed, count)
+
+    return mclmc
+
+
+def init_adjusted(position, logdensity_fn, rng_key=None):
+    del rng_key
+    return blackjax.adjusted_mclmc.init(position, logdensity_fn)
+
+
+def _adjusted_step():
+    """`adjusted_mclmc_dynamic`, its random number of steps drawn from `rng_key`."""
+    step = blackjax.adjusted_mclmc.build_kernel()
+    draw_length = make_random_trajectory_length_fn(True)
+
+    def dynamic(
+        rng_key,
+        state,
+        logdensity_fn,
+        step_size,
+        inverse_mass_matrix,
+        integration_steps_params,
+    ):
+        key, length_key = jax.random.split(rng_key)
+        return step(
+            key,
+            state,
+            logdensity_fn,
+            step_size,
+            integration_steps_params=(
+                draw_length(length_key, *integration_steps_params),
+            ),
+            inverse_mass_matrix=inverse_mass_matrix,
+        )
+
+    return dynamic
+
+
+def build_adjusted():
+    step = _adjusted_step()
+
+    def adjusted_mclmc(
+        rng_key, state, logdensity_fn, step_size, L, inverse_mass_matrix=1.0
+    ):
+        imm = metric(inverse_mass_matrix, state.position)
+        mean_steps = jnp.maximum(L / step_size, 1.0)
+        new, info = step(rng_key, state, logdensity_fn, step_size, imm, (mean_steps,))
+        count = GRADS_PER_STEP * info.num_integration_steps
+        return new, metropolis_info(info, num_grad_evals=count)
+
+    return adjusted_mclmc
+
+
+def _pilot(tune, init, rng_key, position, target) -> AdaptationState:
+    """Run BlackJAX's tuning on coordinates centred at `position`.
+
+    Its variances are E[x^2] - E[x]^2 and would cancel in float32 far from the origin.
+    """
+    x, unravel = ravel_pytree(position)
+
+    def centred(z):
+        return target(unravel(x + z))
+
+    init_key, tune_key = jax.random.split(rng_key)
+    start = init(jnp.zeros_like(x), centred, init_key)
+    state, tuned, num_steps = tune(tune_key, start, centred)
+    default = jnp.sqrt(jnp.asarray(x.size, x.dtype))
+
+    def sane(value, instead):
+        value = jnp.asarray(value, x.dtype)
+        return jnp.where(jnp.isfinite(value) & (value > 0), value, instead)
+
+    step_size = sane(tuned.step_size, 0.1 * default)
+    params = {
+        "step_size": step_size,
+        "L": jnp.maximum(sane(tuned.L, default), step_size),
+        "inverse_mass_matrix": sane(tuned.inverse_mass_matrix, jnp.ones_like(x)),
+    }
+    # and the gradient of the state to start from
+    count = GRADS_PER_STEP * jnp.asarray(num_steps) + 1
+    return AdaptationState(params, unravel(x + state.position), num_grad_evals=count)
+
+
+def warmup_mclmc(*, num_tuning_steps: int = 3000) -> Warmup:
+    step = blackjax.mclmc.build_kernel()
+
+    def tune(rng_key, state, logdensity_fn):
+        # fractions of 0.3, 0.3 (0.1 more for the variances) and 0.3
+        return blackjax.mclmc_find_L_and_step_size(
+            step,
+            num_tuning_steps,
+            state,
+            rng_key,
+            logdensity_fn,
+            frac_tune1=0.3,
+            frac_tune2=0.3,
+            frac_tune3=0.3,
+        )
+
+    def pilot(rng_key, position, target):
+        return _pilot(tune, init_mclmc, rng_key, position, target)
+
+    return pilot_warmup(pilot)
+
+
+def warmup_adjusted(
+    *, num_tuning_steps: int = 2000, target_acceptance_rate: float = 0.9
+) -> Warmup:
+    step = _adjusted_step()
+
+    def tune(rng_key, state, logdensity_fn):
+        return blackjax.adjusted_mclmc_find_L_and_step_size(
+            step,
+            logdensity_fn,
+            num_tuning_steps,
+            state,
+            rng_key,
+            target=target_acceptance_rate,
+            frac_tune1=0.3,
+            frac_tune2=0.4,
+        )
+
+    def pilot(rng_key, position, target):
+        return _pilot(tune, init_adjusted, rng_key, position, target)
+
+    return pilot_warmup(pilot)
+
+
+@dataclass(frozen=True)
+class MCLMCOptions:
+    step_size: float | None = option(None, "integrator step", gt=0, tuned=True)
+    L: float | None = option(
+        None, "length over which the momentum is forgotten", gt=0, tuned=True
+    )
+    num_tuning_steps: int = option(3000, "steps of the pilot", ge=100)
+
+
+@dataclass(frozen=True)
+class AdjustedMCLMCOptions:
+    step_size: float | None = option(None, "integrator step", gt=0, tuned=True)
+    L: float | None = option(None, "mean length of a trajectory", gt=0, tuned=True)
+    num_tuning_steps: int = option(2000, "transitions of the pilot", ge=100)
+    target_acceptance_rate: float = option(
+        0.9, "acceptance rate that the pilot aims at", gt=0, lt=1
+    )
+
+
+SPECS = (
+    register(
+        "mclmc",
+        build_mclmc,
+        init_mclmc,
+        warmup_mclmc,
+        summary="BlackJAX's microcanonical Langevin, one unadjusted step a transition",
+        paper="Robnik and Seljak 2023, arXiv 2303.18221",
+        options=MCLMCOptions,
+        guarantee="biased",
+        bias="the bias falls with step_size; the kernel Stein discrepancy shows it",
+    ),
+    register(
+        "adjusted_mclmc",
+        build_adjusted,
+        init_adjusted,
+        warmup_adjusted,
+        summary="BlackJAX's Metropolis-adjusted microcanonical sampler",
+        paper="Robnik, Cohn-Gordon and Seljak 2025, arXiv 2503.01707",
+        options=AdjustedMCLMCOptions,
+    ),
+)

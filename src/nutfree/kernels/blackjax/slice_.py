@@ -1,0 +1,114 @@
+"""BlackJAX's elliptical slice sampling, for a posterior with a Gaussian prior.
+
+Reference: Murray, Adams and MacKay, AISTATS 2010. Exact; no gradients, and no step
+size. Whether the prior is Gaussian on the sampling space is found out numerically.
+"""
+
+from typing import NamedTuple
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from nutfree.adaptation import AdaptationState
+from nutfree.errors import MissingCapability
+from nutfree.kernels.blackjax.adapter import pilot_warmup, register
+
+#: How far, relative to its size, the prior's Hessian may differ between points.
+TOLERANCE = 1e-3
+
+
+class SliceInfo(NamedTuple):
+    """Whether the transition failed, and the likelihoods evaluated on the ellipse."""
+
+    is_divergent: jax.Array
+    num_density_evals: jax.Array
+
+
+def gaussian_prior(target, position) -> tuple[jax.Array, jax.Array]:
+    """Mean and covariance of the target's prior, if that is Gaussian.
+
+    Returns:
+        `(mean, covariance)`, the covariance of shape `(d,)` where it is diagonal.
+
+    Raises:
+        MissingCapability: if the Hessian of its log density is not the same negative
+            definite matrix everywhere.
+    """
+    # the check needs numbers, also where the host is tracing
+    with jax.ensure_compile_time_eval():
+        zero = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), position)
+        x, unravel = ravel_pytree(zero)
+
+        def logdensity(v):
+            return target.prior.logdensity(unravel(v))
+
+        probe = np.random.default_rng(0).normal(size=(2, x.size))
+        points = [x, *jnp.asarray(probe * np.array([[1.0], [3.0]]), x.dtype)]
+        hessian = jax.jit(jax.hessian(logdensity))
+        hessians = [np.asarray(hessian(p), float) for p in points]
+        grad = np.asarray(jax.jit(jax.grad(logdensity))(x), float)
+    precision = -hessians[0]
+    size = np.abs(precision).max()
+    same = all(np.abs(h + precision).max() <= TOLERANCE * size for h in hessians)
+    if not same or not np.all(np.linalg.eigvalsh(precision) > 1e-7 * size):
+        raise MissingCapability(
+            "The kernel 'blackjax.elliptical_slice' needs a Gaussian prior on the "
+            "sampling space, and this posterior's is not. Give every latent site a "
+            "Normal or MultivariateNormal prior, or write another kernel's name."
+        )
+    covariance = np.linalg.inv(precision)
+    mean = jnp.asarray(covariance @ grad, x.dtype)
+    if np.count_nonzero(precision) == np.count_nonzero(np.diag(precision)):
+        covariance = np.diag(covariance)
+    return mean, jnp.asarray(covariance, x.dtype)
+
+
+def init(position, logdensity_fn, rng_key=None):
+    del rng_key
+    return blackjax.elliptical_slice.init(position, logdensity_fn)
+
+
+def build():
+    def elliptical_slice(rng_key, state, target, prior_mean, prior_covariance):
+        """BlackJAX's state holds the likelihood; ours, the posterior's density."""
+
+        def loglikelihood(position):
+            value = target(position) - target.prior.logdensity(position)
+            # the loop on the ellipse ends at a NaN, and must not
+            return jnp.where(jnp.isnan(value), -jnp.inf, value)
+
+        step = blackjax.elliptical_slice.build_kernel(prior_covariance, prior_mean)
+        here = state.logdensity - target.prior.logdensity(state.position)
+        new, info = step(rng_key, state._replace(logdensity=here), loglikelihood)
+        density = new.logdensity + target.prior.logdensity(new.position)
+        count = jnp.asarray(info.subiter)
+        return new._replace(logdensity=density), SliceInfo(jnp.asarray(False), count)
+
+    return elliptical_slice
+
+
+def warmup():
+    def pilot(rng_key, position, target):
+        del rng_key
+        mean, covariance = gaussian_prior(target, position)
+        params = {"prior_mean": mean, "prior_covariance": covariance}
+        return AdaptationState(params, position)
+
+    return pilot_warmup(pilot)
+
+
+SPECS = (
+    register(
+        "elliptical_slice",
+        build,
+        init,
+        warmup,
+        summary="BlackJAX's elliptical slice sampler, for a Gaussian prior",
+        paper="Murray, Adams and MacKay 2010, arXiv 1001.0175",
+        needs=("prior",),
+        uses_gradient=False,
+    ),
+)

@@ -1,0 +1,240 @@
+"""BlackJAX's adaptive tempered SMC, prior to posterior, one particle a transition.
+
+The pilot is the whole run: HMC moves, whose variances come from the particles and
+whose step size follows the acceptance rate from one temperature to the next. Then the
+particles are visited in turn, each moved by a few HMC steps on the posterior when it is
+emitted, so that a second round gives new draws. Exact as the particles become many.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import blackjax
+import blackjax.smc.resampling as resampling
+import jax
+import jax.numpy as jnp
+from blackjax.smc.tuning.from_particles import particles_stds
+from jax.flatten_util import ravel_pytree
+
+from nutfree.adaptation import AdaptationState
+from nutfree.dynamics.evaluation import flatten
+from nutfree.kernels.blackjax.adapter import pilot_warmup, register
+from nutfree.registry import option
+from nutfree.target import Position
+
+#: A log likelihood that stands for minus infinity, and may be multiplied by zero.
+NO_LIKELIHOOD = -1e10
+TARGET_ACCEPTANCE = 0.8
+
+
+class TemperedState(NamedTuple):
+    """The draw, its log density, all particles `(N, d)`, and which one was drawn."""
+
+    position: Position
+    logdensity: jax.Array
+    particles: jax.Array
+    index: jax.Array
+
+
+class TemperedInfo(NamedTuple):
+    """The HMC moves of the emitted particle, and SMC's estimate of log evidence.
+
+    Every transition is divergent if the temperatures ran out before the posterior.
+    """
+
+    acceptance_rate: jax.Array
+    is_divergent: jax.Array
+    num_grad_evals: jax.Array
+    log_evidence: jax.Array
+
+
+class _Run(NamedTuple):
+    smc: Any
+    step_size: jax.Array
+    log_evidence: jax.Array
+    num_temperatures: jax.Array
+
+
+def init(position, logdensity_fn, rng_key=None, *, num_particles: int = 1000):
+    """The particles are taken from `params` at the first transition."""
+    del rng_key
+    x, _ = ravel_pytree(position)
+    particles = jnp.zeros((num_particles, x.size), x.dtype)
+    return TemperedState(position, logdensity_fn(position), particles, jnp.asarray(-1))
+
+
+def _moves(logdensity, num_steps: int, num_integration_steps: int):
+    """`(rng_key, x, step_size, variances) -> (x, mean acceptance, divergent)`."""
+    hmc = blackjax.hmc.build_kernel()
+
+    def move(rng_key, x, step_size, variances):
+        def body(state, key):
+            state, info = hmc(
+                key, state, logdensity, step_size, variances, num_integration_steps
+            )
+            return state, (info.acceptance_rate, info.is_divergent)
+
+        keys = jax.random.split(rng_key, num_steps)
+        start = blackjax.hmc.init(x, logdensity)
+        state, (rates, divergent) = jax.lax.scan(body, start, keys)
+        return state, jnp.mean(rates), jnp.all(divergent)
+
+    return move
+
+
+def build(*, num_refresh: int = 3, num_integration_steps: int = 10):
+    def tempered_smc(
+        rng_key,
+        state,
+        target,
+        particles,
+        step_size,
+        inverse_mass_matrix,
+        log_evidence,
+        is_complete,
+    ):
+        _, logdensity, unravel = flatten(state.position, target)
+        move = _moves(logdensity, num_refresh, num_integration_steps)
+        started = state.index >= 0
+        pool = jnp.where(started, state.particles, particles)
+        index = (state.index + 1) % pool.shape[0]
+        new, rate, divergent = move(
+            rng_key, pool[index], step_size, inverse_mass_matrix
+        )
+        new = TemperedState(
+            unravel(new.position),
+            new.logdensity,
+            pool.at[index].set(new.position),
+            index,
+        )
+        count = jnp.asarray(num_refresh * num_integration_steps + 1)
+        failed = divergent | ~is_complete
+        return new, TemperedInfo(rate, failed, count, log_evidence)
+
+    return tempered_smc
+
+
+def warmup(
+    *,
+    num_particles: int = 1000,
+    num_mcmc_steps: int = 5,
+    num_integration_steps: int = 10,
+    target_ess: float = 0.5,
+    max_num_temperatures: int = 100,
+):
+    def pilot(rng_key, position, target):
+        x, logdensity, unravel = flatten(position, target)
+        draw_key, run_key, end_key = jax.random.split(rng_key, 3)
+        hmc_step = partial(
+            blackjax.hmc.build_kernel(), num_integration_steps=num_integration_steps
+        )
+
+        def logprior(v):
+            return target.prior.logdensity(unravel(v))
+
+        def loglikelihood(v):
+            value = logdensity(v) - logprior(v)
+            return jnp.where(jnp.isfinite(value), value, NO_LIKELIHOOD)
+
+        kernel = blackjax.adaptive_tempered_smc.build_kernel(
+            logprior,
+            loglikelihood,
+            hmc_step,
+            blackjax.hmc.init,
+            resampling.systematic,
+            target_ess,
+        )
+
+        def unfinished(run):
+            below = run.smc.tempering_param < 1
+            return below & (run.num_temperatures < max_num_temperatures)
+
+        def temperature(run):
+            key = jax.random.fold_in(run_key, run.num_temperatures)
+            variances = particles_stds(run.smc.particles) ** 2
+            parameters = {
+                "step_size": run.step_size[None],
+                "inverse_mass_matrix": variances[None],
+            }
+            smc, info = kernel(key, run.smc, num_mcmc_steps, parameters)
+            rate = jnp.mean(info.update_info.acceptance_rate)
+            new = _Run(
+                smc,
+                run.step_size * jnp.exp(rate - TARGET_ACCEPTANCE),
+                run.log_evidence + info.log_likelihood_increment,
+                run.num_temperatures + 1,
+            )
+            return jax.tree.map(lambda n, o: jnp.asarray(n, o.dtype), new, run)
+
+        draws = jax.vmap(target.prior.sample)(jax.random.split(draw_key, num_particles))
+        particles = jax.vmap(lambda p: ravel_pytree(p)[0])(draws).astype(x.dtype)
+        start = blackjax.adaptive_tempered_smc.init(particles)
+        step_size = jnp.asarray(x.size**-0.25, x.dtype)
+        run = _Run(
+            start._replace(tempering_param=jnp.zeros((), x.dtype)),
+            step_size,
+            jnp.zeros((), x.dtype),
+            jnp.asarray(0),
+        )
+        run = jax.lax.while_loop(unfinished, temperature, run)
+
+        # BlackJAX stops with weights: resample, and move on the posterior itself
+        pick_key, order_key, move_key = jax.random.split(end_key, 3)
+        chosen = resampling.systematic(pick_key, run.smc.weights, num_particles)
+        chosen = jax.random.permutation(order_key, chosen)
+        variances = particles_stds(run.smc.particles) ** 2
+        move = _moves(logdensity, num_mcmc_steps, num_integration_steps)
+        keys = jax.random.split(move_key, num_particles)
+        states, rates, _ = jax.vmap(move, (0, 0, None, None))(
+            keys, run.smc.particles[chosen], run.step_size, variances
+        )
+        step_size = run.step_size * jnp.exp(jnp.mean(rates) - TARGET_ACCEPTANCE)
+        params = {
+            "particles": states.position,
+            "step_size": step_size,
+            "inverse_mass_matrix": particles_stds(states.position) ** 2,
+            "log_evidence": run.log_evidence,
+            "is_complete": run.smc.tempering_param >= 1,
+        }
+        # the state's own gradient, then the steps; the likelihood is asked for twice
+        # at every temperature, for its increment and for the weights
+        per_round = num_particles * (num_mcmc_steps * num_integration_steps + 1)
+        return AdaptationState(
+            params,
+            unravel(states.position[0]),
+            num_grad_evals=per_round * (run.num_temperatures + 1),
+            num_density_evals=2 * num_particles * run.num_temperatures,
+        )
+
+    return pilot_warmup(pilot)
+
+
+@dataclass(frozen=True)
+class Options:
+    step_size: float | None = option(
+        None, "leapfrog step of the moves after the run", gt=0, tuned=True
+    )
+    num_particles: int = option(1000, "particles", ge=2)
+    num_mcmc_steps: int = option(5, "HMC moves per temperature", ge=1)
+    num_integration_steps: int = option(10, "leapfrog steps of a move", ge=1)
+    num_refresh: int = option(3, "HMC moves of a particle when it is emitted", ge=1)
+    target_ess: float = option(
+        0.5, "effective share of the particles kept from one to the next", gt=0, lt=1
+    )
+    max_num_temperatures: int = option(100, "where the run gives up", ge=1)
+
+
+SPECS = (
+    register(
+        "tempered_smc",
+        build,
+        init,
+        warmup,
+        summary="BlackJAX's adaptive tempered SMC with HMC moves",
+        paper="Del Moral, Doucet and Jasra 2006",
+        options=Options,
+        needs=("prior",),
+        draws="ensemble",
+    ),
+)

@@ -1,0 +1,261 @@
+"""The posterior mode and the curvature there, for kernels that are centred on it.
+
+Optimisation is optax's L-BFGS with its zoom line search. Where there are many rows,
+it starts on a subsample of them, and is finished on all of them in the coordinates in
+which the subsample's posterior has unit sd, so that a few passes suffice. Gradients
+are counted in passes over all rows, and a Hessian-vector product counts as two.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nutfree.dynamics.evaluation import is_finite, select
+from nutfree.dynamics.gradients import full_logdensity
+from nutfree.target import Minibatch
+
+#: Up to this dimension the curvature is a matrix, beyond it a diagonal.
+DENSE_DIM = 100
+#: Rows from which the curvature is taken; its error matters little.
+CURVATURE_ROWS = 2**15
+#: Random vectors for the diagonal of the curvature, and steps for its largest value.
+NUM_PROBES = 50
+POWER_STEPS = 20
+
+
+class Laplace(NamedTuple):
+    """A Gaussian approximation at a mode.
+
+    centre
+        The mode, shape `(d,)`.
+    covariance
+        Of shape `(d, d)`, or `(d,)` for a diagonal one.
+    curvature
+        Largest eigenvalue of the precision in the coordinates that the covariance
+        scales to one; 1 where the covariance is a matrix.
+    distance
+        How far from the mode the optimiser stopped, in posterior sds.
+    """
+
+    centre: jax.Array
+    covariance: jax.Array
+    curvature: jax.Array
+    distance: jax.Array
+
+
+def matvec(matrix: jax.Array, x: jax.Array) -> jax.Array:
+    """`matrix @ x`, where a vector or a scalar stands for a diagonal matrix."""
+    return matrix @ x if jnp.ndim(matrix) == 2 else matrix * x
+
+
+def root(covariance: jax.Array) -> jax.Array:
+    """R with R R' = covariance: lower triangular, or diagonal as `covariance` is."""
+    if jnp.ndim(covariance) == 2:
+        return jnp.linalg.cholesky(covariance)
+    return jnp.sqrt(covariance)
+
+
+def transpose(matrix: jax.Array) -> jax.Array:
+    return matrix.T if jnp.ndim(matrix) == 2 else matrix
+
+
+def maximise(
+    logdensity: Callable,
+    x: jax.Array,
+    count: jax.Array,
+    *,
+    max_steps: int = 200,
+    tolerance: float = 1e-3,
+    cost: float = 1.0,
+    max_linesearch_steps: int = 15,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Climb from `x` until two steps in a row gain less than `tolerance` nats.
+
+    A step to where the log density or its gradient is not finite ends the climb at
+    the point before.
+
+    Returns:
+        `(x, gradient at x, count)`; each evaluation counts `cost`.
+    """
+    search = optax.scale_by_zoom_linesearch(max_linesearch_steps)
+    optimiser = optax.lbfgs(linesearch=search)
+
+    def objective(x):
+        return -logdensity(x)
+
+    def step(carry):
+        x, value, gradient, state, idle, num_steps, count = carry
+        updates, state_new = optimiser.update(
+            gradient, state, x, value=value, grad=gradient, value_fn=objective
+        )
+        line = state_new[-1]
+        value_new, gradient_new, taken = line.value, line.grad, line.info
+        x_new = x + updates
+        ok = is_finite(x_new, value_new, gradient_new)
+        idle = jnp.where(value - value_new > tolerance, 0, idle + 1)
+        old, new = (
+            (x, value, gradient, state),
+            (x_new, value_new, gradient_new, state_new),
+        )
+        count = count + cost * taken.num_linesearch_steps
+        kept = select(ok, new, old)
+        return (*kept, jnp.where(ok, idle, 2), num_steps + 1, count)
+
+    def going(carry):
+        *_, idle, num_steps, _ = carry
+        return (idle < 2) & (num_steps < max_steps)
+
+    value, gradient = jax.value_and_grad(objective)(x)
+    idle = jnp.where(is_finite(value, gradient), 0, 2)
+    carry = (x, value, gradient, optimiser.init(x), idle, 0, count + cost)
+    x, _, gradient, *_, count = jax.lax.while_loop(going, step, carry)
+    return x, -gradient, count
+
+
+def _hessian_product(logdensity: Callable, x: jax.Array) -> Callable:
+    """`v -> -H v`, H the second derivatives of the log density at x."""
+    return lambda v: -jax.jvp(jax.grad(logdensity), (x,), (v,))[1]
+
+
+def precision(
+    rng_key: jax.Array, logdensity: Callable, x: jax.Array, count, cost: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+    """Minus the second derivatives at x: a matrix, or its diagonal beyond `DENSE_DIM`.
+
+    The diagonal is Hutchinson's estimate, mean of v * (-H v) over random signs v.
+    """
+    product = _hessian_product(logdensity, x)
+    dim = x.shape[0]
+    if dim <= DENSE_DIM:
+        rows = jax.lax.map(product, jnp.eye(dim, dtype=x.dtype), batch_size=16)
+        return 0.5 * (rows + rows.T), count + 2 * cost * dim
+    signs = jax.random.rademacher(rng_key, (NUM_PROBES, dim), x.dtype)
+    diagonal = jax.lax.map(lambda v: v * product(v), signs)
+    return jnp.mean(diagonal, axis=0), count + 2 * cost * NUM_PROBES
+
+
+def positive(precision: jax.Array) -> jax.Array:
+    """The nearest usable precision: negative curvature is reflected, none is zero.
+
+    One that is not finite becomes the identity.
+    """
+    precision = jnp.where(is_finite(precision), precision, _identity(precision))
+    eps = jnp.finfo(precision.dtype).eps
+    if precision.ndim == 1:
+        size = jnp.abs(precision)
+        return jnp.maximum(size, eps * jnp.max(size) + jnp.finfo(size.dtype).tiny)
+    values, vectors = jnp.linalg.eigh(precision)
+    size = jnp.abs(values)
+    floor = precision.shape[0] * eps * jnp.max(size) + jnp.finfo(size.dtype).tiny
+    return (vectors * jnp.maximum(size, floor)) @ vectors.T
+
+
+def inverse(precision: jax.Array) -> jax.Array:
+    """The covariance of a positive precision, symmetric to the last bit."""
+    if precision.ndim == 1:
+        return 1 / precision
+    # scaled to a unit diagonal, which single precision inverts more accurately
+    scale = jnp.sqrt(jnp.diag(precision))
+    values, vectors = jnp.linalg.eigh(precision / jnp.outer(scale, scale))
+    floor = precision.shape[0] * jnp.finfo(values.dtype).eps * jnp.max(values)
+    covariance = (vectors / jnp.maximum(values, floor)) @ vectors.T
+    covariance = covariance / jnp.outer(scale, scale)
+    return 0.5 * (covariance + covariance.T)
+
+
+def _identity(precision: jax.Array) -> jax.Array:
+    if precision.ndim == 1:
+        return jnp.ones_like(precision)
+    return jnp.eye(precision.shape[0], dtype=precision.dtype)
+
+
+def largest_curvature(
+    rng_key, logdensity: Callable, x, covariance, count, cost: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+    """Largest eigenvalue of the preconditioned precision, by power iteration."""
+    if covariance.ndim == 2:
+        return jnp.ones((), x.dtype), count
+    product, scale = _hessian_product(logdensity, x), jnp.sqrt(covariance)
+
+    def step(_, carry):
+        v, _ = carry
+        image = scale * product(scale * v)
+        size = jnp.linalg.norm(image)
+        return jnp.where(size > 0, image / size, v), size
+
+    v = jax.random.normal(rng_key, x.shape, x.dtype)
+    start = (v / jnp.linalg.norm(v), jnp.ones((), x.dtype))
+    _, size = jax.lax.fori_loop(0, POWER_STEPS, step, start)
+    size = jnp.where(jnp.isfinite(size), jnp.maximum(size, 1.0), 1.0)
+    return size, count + 2 * cost * POWER_STEPS
+
+
+def laplace(rng_key, logdensity: Callable, x, count) -> tuple[Laplace, jax.Array]:
+    """Mode and curvature of a log density over flat vectors, from the start `x`."""
+    key, curvature_key = jax.random.split(rng_key)
+    centre, gradient, count = maximise(logdensity, x, count)
+    matrix, count = precision(key, logdensity, centre, count)
+    covariance = inverse(positive(matrix))
+    top, count = largest_curvature(curvature_key, logdensity, centre, covariance, count)
+    distance = jnp.linalg.norm(matvec(transpose(root(covariance)), gradient))
+    return Laplace(centre, covariance, top, distance), count
+
+
+def subsample(rng_key: jax.Array, minibatch: Minibatch, size: int) -> Minibatch:
+    """A smaller data set with the same expected log density."""
+    if size >= minibatch.num_data:
+        return minibatch
+    chosen = jax.random.randint(rng_key, (size,), 0, minibatch.num_data)
+    scale = minibatch.num_data / size
+
+    def terms(x, indices):
+        outside, rows = minibatch.terms(x, chosen[indices])
+        return outside, scale * rows
+
+    return Minibatch(size, terms, minibatch.plate)
+
+
+def laplace_of_rows(
+    rng_key: jax.Array, minibatch: Minibatch, x: jax.Array, count: Any
+) -> tuple[Laplace, jax.Array]:
+    """Mode and curvature of a posterior over many rows, from the start `x`.
+
+    Args:
+        minibatch: over flat vectors.
+        x: shape `(d,)`.
+        count: gradients spent so far.
+    """
+    keys = jax.random.split(rng_key, 5)
+    some = subsample(keys[0], minibatch, CURVATURE_ROWS)
+    cost = some.num_data / minibatch.num_data
+
+    def some_logdensity(x):
+        return some.logdensity(x, jnp.arange(some.num_data))
+
+    def scaled(key, centre, count):
+        matrix, count = precision(key, some_logdensity, centre, count, cost)
+        return inverse(positive(matrix)), count
+
+    climb = full_logdensity(some, x)
+    centre, gradient, count = maximise(climb, x, count + cost, cost=cost)
+    covariance, count = scaled(keys[1], centre, count)
+    if some is not minibatch:
+        start, factor = centre, root(covariance)
+        climb = full_logdensity(minibatch, start)
+        u, _, count = maximise(
+            lambda u: climb(start + matvec(factor, u)),
+            jnp.zeros_like(start),
+            count + 1,
+            max_steps=20,
+        )
+        centre = start + matvec(factor, u)
+        covariance, count = scaled(keys[2], centre, count)
+        gradient, count = jax.grad(climb)(centre), count + 1
+    top, count = largest_curvature(
+        keys[3], some_logdensity, centre, covariance, count, cost
+    )
+    distance = jnp.linalg.norm(matvec(transpose(root(covariance)), gradient))
+    return Laplace(centre, covariance, top, distance), count

@@ -1,0 +1,216 @@
+"""Gradients of a log density from a few of its rows, and from all of them in blocks.
+
+An estimator is a function `(minibatch, indices, x, control, count) -> (gradient,
+count)` over flat vectors x. With N rows, n of them in a batch and l_i the log
+likelihood of row i:
+
+    plain            grad outside(x) + (N/n) sum_i grad l_i(x)
+    control variate  grad outside(x) + sum_all grad l_i(c)
+                     + (N/n) sum_i (grad l_i(x) - grad l_i(c))
+
+(Welling and Teh 2011; Baker, Fearnhead, Fox and Nemeth, arXiv 1706.05439). Counts are
+in full-data gradients: the plain one costs n/N, the other, which evaluates each row at
+x and at the centre c, 2n/N.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nutfree.target import Minibatch
+
+#: Rows that a pass over all of the data holds in memory at once.
+BLOCK_SIZE = 8192
+
+
+class Control(NamedTuple):
+    """A centre, shape `(d,)`, and all rows' summed gradient there, shape `(d,)`."""
+
+    centre: jax.Array
+    rows_gradient: jax.Array
+
+
+def flat_minibatch(minibatch: Minibatch, unravel: Callable) -> Minibatch:
+    """The same rows, as functions of a flat vector."""
+    return Minibatch(
+        minibatch.num_data,
+        lambda x, indices: minibatch.terms(unravel(x), indices),
+        minibatch.plate,
+    )
+
+
+def default_batch_size(num_data: int, dim: int) -> int:
+    """A hundredth of the rows within 100 to 1,000, and ten rows per dimension.
+
+    The control variate's noise in units of the posterior is of order d/n, so a batch
+    grows with the dimension, up to a tenth of the rows.
+    """
+    by_rows = min(max(num_data // 100, 100), 1000)
+    by_dim = min(10 * dim, num_data // 10)
+    return min(num_data, max(by_rows, by_dim))
+
+
+def draw_rows(rng_key: jax.Array, num_data: int, batch_size: int) -> jax.Array:
+    """Row numbers drawn with replacement; every row once where the batch is all."""
+    if batch_size >= num_data:
+        return jnp.arange(num_data)
+    return jax.random.randint(rng_key, (batch_size,), 0, num_data)
+
+
+def plain(minibatch, indices, x, control, count) -> tuple[jax.Array, jax.Array]:
+    """The batch's own gradient, scaled up."""
+    del control
+    gradient = jax.grad(minibatch.logdensity)(x, indices)
+    return gradient, count + indices.shape[0] / minibatch.num_data
+
+
+def control_variate(minibatch, indices, x, control, count):
+    """The batch's gradient relative to that at the centre of the `Control`."""
+    scale = minibatch.num_data / indices.shape[0]
+
+    def difference(points):
+        outside, rows = jax.vmap(minibatch.terms, (0, None))(points, indices)
+        return outside[0] + scale * (jnp.sum(rows[0]) - jnp.sum(rows[1]))
+
+    # one batched pass, so that both points share the rows that are gathered
+    at_x, at_centre = jax.grad(difference)(jnp.stack([x, control.centre]))
+    gradient = at_x + at_centre + control.rows_gradient
+    return gradient, count + 2 / scale
+
+
+ESTIMATORS: dict[str, Callable] = {"plain": plain, "control_variate": control_variate}
+
+
+def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Knuth's a + b: the rounded sum, and the error of its rounding, exactly."""
+    total = a + b
+    b_rounded = total - a
+    return total, (a - (total - b_rounded)) + (b - b_rounded)
+
+
+def sum_rows(
+    minibatch: Minibatch, x: jax.Array, block_size: int = BLOCK_SIZE
+) -> tuple[Any, Any]:
+    """All rows' log likelihood and its gradient, in blocks, with compensated sums.
+
+    A float32 sum over N rows loses the posterior's scale when N is large: log
+    densities of 10^6 rows are known to about 0.1, no better. Here each block's sum is
+    added with its rounding error kept.
+
+    Args:
+        minibatch: over flat vectors.
+        x: shape `(d,)`.
+        block_size: rows in memory at once.
+
+    Returns:
+        `(high, low)`, two pairs `(value, gradient)`; their sum is the result, and
+        `low` is what `high` has lost in rounding.
+    """
+    num_data = minibatch.num_data
+    block_size = min(block_size, num_data)
+
+    def block_sum(x, start):
+        indices = start + jnp.arange(block_size)
+        _, rows = minibatch.terms(x, jnp.minimum(indices, num_data - 1))
+        return jnp.sum(jnp.where(indices < num_data, rows, 0))
+
+    def add(carry, start):
+        high, low = carry
+        sums = jax.tree.map(_two_sum, high, jax.value_and_grad(block_sum)(x, start))
+        (value, value_error), (gradient, gradient_error) = sums
+        low = (low[0] + value_error, low[1] + gradient_error)
+        return ((value, gradient), low), None
+
+    zeros = (jnp.zeros((), x.dtype), jnp.zeros_like(x))
+    starts = jnp.arange(0, num_data, block_size)
+    (high, low), _ = jax.lax.scan(add, (zeros, zeros), starts)
+    return high, low
+
+
+def control_at(minibatch, centre, count) -> tuple[Control, jax.Array]:
+    """The control variate at `centre`, from one pass over all rows."""
+    (_, high), (_, low) = sum_rows(minibatch, centre)
+    return Control(centre, high + low), count + 1
+
+
+def full_logdensity(minibatch: Minibatch, reference: jax.Array) -> Callable:
+    """`x -> log density(x) - log density(reference)`, one pass over all rows.
+
+    Its gradient comes with it: reverse-mode differentiation only.
+    """
+    (reference_high, _), (reference_low, _) = sum_rows(minibatch, reference)
+
+    def outside(x):
+        return minibatch.terms(x, jnp.zeros(1, int))[0]
+
+    reference_outside = outside(reference)
+
+    def value_and_grad(x):
+        (value, gradient), (value_low, gradient_low) = sum_rows(minibatch, x)
+        rows = (value - reference_high) + (value_low - reference_low)
+        outside_value, outside_gradient = jax.value_and_grad(outside)(x)
+        value = (outside_value - reference_outside) + rows
+        return value, outside_gradient + (gradient + gradient_low)
+
+    @jax.custom_vjp
+    def relative(x):
+        return value_and_grad(x)[0]
+
+    relative.defvjp(value_and_grad, lambda gradient, bar: (bar * gradient,))
+    return relative
+
+
+def whitened_noise(
+    rng_key: jax.Array,
+    estimate: Callable,
+    draw: Callable,
+    whiten: Callable,
+    count: jax.Array,
+    num_draws: int = 64,
+) -> tuple[jax.Array, jax.Array]:
+    """Variance of a gradient estimate over its batches, averaged over positions.
+
+    Args:
+        estimate: `(rng_key, x, count) -> (gradient, count)`.
+        draw: `rng_key -> x`, roughly from the posterior.
+        whiten: a gradient in the coordinates in which the posterior's sd is one.
+        count: gradients spent so far.
+
+    Returns:
+        The variance V of each coordinate, shape `(d,)`, and the count.
+    """
+
+    def one(carry, key):
+        total, count = carry
+        draw_key, *keys = jax.random.split(key, 3)
+        x = draw(draw_key)
+        first, count = estimate(keys[0], x, count)
+        second, count = estimate(keys[1], x, count)
+        return (total + 0.5 * whiten(first - second) ** 2, count), None
+
+    keys = jax.random.split(rng_key, num_draws)
+    shape = jax.eval_shape(draw, rng_key)
+    zeros = jnp.zeros(shape.shape, shape.dtype)
+    (total, count), _ = jax.lax.scan(one, (zeros, count), keys)
+    return total / num_draws, count
+
+
+def predicted_inflation(step_size, noise, curvature) -> jax.Array:
+    """How much too large a step makes the posterior variance, as a fraction.
+
+    On a Gaussian, in coordinates in which its sd is one, the chain's stationary
+    variance is (1 + hV/4)/(1 - h L/4): V is the variance of the gradient's noise,
+    and L = 1 unless the preconditioner misses a correlation, when it is the largest
+    eigenvalue of the preconditioned precision.
+    """
+    stable = step_size * curvature < 4
+    denominator = jnp.where(stable, 1 - step_size * curvature / 4, 1.0)
+    inflation = (1 + step_size * noise / 4) / denominator - 1
+    return jnp.where(stable, inflation, jnp.inf)
+
+
+def step_for_inflation(inflation: float, noise, curvature) -> jax.Array:
+    """The step size h at which `predicted_inflation` is `inflation`."""
+    return 4 * inflation / (noise + (1 + inflation) * curvature)

@@ -1,0 +1,243 @@
+"""What a run's draws are worth, and what speaks against them.
+
+A run is valid when nothing speaks against it. What can: chains that disagree (R-hat),
+divergences, a score that does not fit the draws (kernel Stein discrepancy), chains that
+weigh the modes differently, and modes that another valid run holds and this one never
+visited. The thresholds are the constants below.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jax.flatten_util import ravel_pytree
+from numpy.typing import NDArray
+
+from nutfree.report.discrepancies import kernel_stein_discrepancy, scores
+from nutfree.report.modes import find_modes, mode_weights, thin
+from nutfree.target import Target
+
+__all__ = [
+    "Evidence",
+    "has_gradient",
+    "judge",
+    "latent_posterior",
+    "unconstrained_draws",
+]
+
+MAX_R_HAT = 1.05
+MAX_DIVERGENT = 0.01
+MAX_KSD_RATIO = 2.0
+MAX_MODE_RATIO = 1.25
+MIN_ESS = 50.0
+#: A mode counts as missed where another run holds at least this share in it.
+MISSED_WEIGHT = 0.05
+
+
+@dataclass
+class Evidence:
+    """Figures of one run, and the sentences that speak against it."""
+
+    figures: dict[str, float]
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    mode_shares: NDArray = field(default_factory=lambda: np.ones(1))
+    """Share of the run's draws in each mode found by all runs together."""
+    missed: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """By other run: how many of its modes this one never visited, and their share."""
+
+    @property
+    def valid(self) -> bool:
+        return not self.problems
+
+
+def latent_posterior(tree: xr.DataTree, target: Target) -> xr.Dataset:
+    """The sampled sites of the posterior, without deterministic ones."""
+    posterior = tree["posterior"].to_dataset()
+    if not isinstance(target.position, Mapping):
+        return posterior
+    names = [name.replace("/", ".") for name in target.position]
+    return posterior[[name for name in names if name in posterior]]
+
+
+def unconstrained_draws(
+    tree: xr.DataTree, target: Target, max_draws: int
+) -> tuple[Any, NDArray]:
+    """At most ``max_draws`` draws a chain on the sampling space.
+
+    Returns:
+        ``(positions, vectors)``: the pytree with leading axes (chain, draw), and the
+        same raveled to ``(chain, draw, d)``.
+    """
+    posterior = latent_posterior(tree, target)
+    keep = thin(np.arange(posterior.sizes["draw"]), max_draws)
+    values = {
+        name: jnp.asarray(posterior[name.replace("/", ".")].values[:, keep])
+        for name in target.position
+    }
+    positions = jax.jit(jax.vmap(jax.vmap(target.unconstrain)))(values)
+    ravel = jax.vmap(jax.vmap(lambda z: ravel_pytree(z)[0]))
+    return positions, np.asarray(ravel(positions), dtype=np.float64)
+
+
+def _effective(posterior: xr.Dataset) -> dict[str, float]:
+    import arviz_stats
+
+    def worst(dataset: xr.Dataset, pick: Any) -> float:
+        values = np.concatenate([v.values.ravel() for v in dataset.values()])
+        values = values[~np.isnan(values)]
+        return float(pick(values)) if values.size else float("nan")
+
+    with np.errstate(all="ignore"):
+        return {
+            "ess_bulk": worst(arviz_stats.ess(posterior, method="bulk"), np.min),
+            "ess_tail": worst(arviz_stats.ess(posterior, method="tail"), np.min),
+            "r_hat": worst(arviz_stats.rhat(posterior), np.max),
+        }
+
+
+def _figures(tree: xr.DataTree, target: Target) -> dict[str, float]:
+    nan = float("nan")
+    stats = tree["sample_stats"]
+    attrs = {**tree["posterior"].attrs, **stats.attrs}
+    figures = _effective(latent_posterior(tree, target))
+    figures["divergences"] = (
+        float(stats["diverging"].sum()) if "diverging" in stats else nan
+    )
+    figures["grad_evals"] = float(attrs.get("num_grad_evals", nan))
+    figures["density_evals"] = float(attrs.get("num_density_evals", nan))
+    figures["seconds"] = float(attrs.get("seconds", nan))
+    for per, cost in (("grad", "grad_evals"), ("second", "seconds")):
+        spent = figures[cost]
+        figures[f"ess_per_{per}"] = figures["ess_bulk"] / spent if spent > 0 else nan
+    figures["log_evidence"] = float(attrs.get("log_evidence", nan))
+    figures["log_evidence_se"] = float(attrs.get("log_evidence_se", nan))
+    return figures
+
+
+def _stein(tree: xr.DataTree, target: Target, ess: float) -> tuple[float, float]:
+    """Discrepancy and floor of as many draws as the run is worth."""
+    chains = tree["posterior"].sizes["chain"]
+    worth = int(np.clip(np.nan_to_num(ess, nan=MIN_ESS), MIN_ESS, 1000))
+    positions, vectors = unconstrained_draws(tree, target, -(-worth // chains))
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), positions)
+    s = scores(flat, target.logdensity_fn)
+    found = kernel_stein_discrepancy(vectors.reshape(len(s), -1), s)
+    return found.ksd, found.floor
+
+
+def judge(
+    trees: Mapping[str, xr.DataTree], target: Target, *, max_draws: int = 500
+) -> dict[str, Evidence]:
+    """Weigh the runs of several kernels on one posterior.
+
+    Args:
+        trees: runs by label.
+        target: the posterior, with ``position`` set.
+        max_draws: draws a chain that enter the search for modes.
+
+    Returns:
+        Evidence by label.
+    """
+    found = {name: Evidence(_figures(tree, target)) for name, tree in trees.items()}
+    for name, tree in trees.items():
+        figures = found[name].figures
+        ksd, floor = float("nan"), float("nan")
+        if has_gradient(target):
+            ksd, floor = _stein(tree, target, figures["ess_bulk"])
+        figures["ksd"], figures["ksd_floor"] = ksd, floor
+    _weigh_modes(trees, target, found, max_draws)
+    for name, tree in trees.items():
+        posterior = tree["posterior"]
+        size = posterior.sizes["chain"] * posterior.sizes["draw"]
+        found[name].problems = _problems(found[name].figures, size)
+    sound = [name for name, evidence in found.items() if evidence.valid]
+    for evidence in found.values():
+        for other, (count, share) in evidence.missed.items():
+            modes = "a mode" if count == 1 else f"{count} modes"
+            said = f"never visited {modes} holding {share:.0%} of the draws of {other}"
+            (evidence.problems if other in sound else evidence.notes).append(said)
+    return found
+
+
+def has_gradient(target: Target) -> bool:
+    """False for a log density through a callback that JAX cannot differentiate."""
+    try:
+        jax.eval_shape(jax.grad(target.logdensity_fn), target.position)
+    except ValueError:
+        return False
+    return True
+
+
+def _problems(figures: Mapping[str, float], size: int) -> list[str]:
+    """What speaks against a run, worst first."""
+    problems = []
+    if figures["r_hat"] > MAX_R_HAT:
+        problems.append(f"chains disagree (R-hat {figures['r_hat']:.2f})")
+    if figures["mode_tv"] > MAX_MODE_RATIO * figures["mode_tv_floor"]:
+        problems.append(
+            f"chains weigh the modes differently (TV {figures['mode_tv']:.2f}, "
+            f"floor {figures['mode_tv_floor']:.2f})"
+        )
+    if figures["ksd"] > MAX_KSD_RATIO * figures["ksd_floor"]:
+        ratio = figures["ksd"] / figures["ksd_floor"]
+        problems.append(f"draws do not fit the score (KSD {ratio:.1f} × its floor)")
+    if figures["divergences"] > MAX_DIVERGENT * size:
+        problems.append(f"{figures['divergences'] / size:.0%} of transitions diverge")
+    if not figures["ess_bulk"] >= MIN_ESS:
+        problems.append(f"too few draws (effective sample {figures['ess_bulk']:.0f})")
+    return problems
+
+
+def _weigh_modes(trees, target, found: dict[str, Evidence], max_draws: int) -> None:
+    """Fill in mode agreement within each run, and mode shares across runs."""
+    density = jax.jit(lambda z: jax.lax.map(target.logdensity_fn, z, batch_size=64))
+    draws, energies = {}, {}
+    for name, tree in trees.items():
+        positions, draws[name] = unconstrained_draws(tree, target, max_draws)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), positions)
+        energies[name] = np.asarray(density(flat), dtype=np.float64)
+    pooled = np.concatenate([x.reshape(-1, x.shape[-1]) for x in draws.values()])
+    energy = np.concatenate(list(energies.values()))
+    plausible = np.isfinite(pooled).all(1) & np.isfinite(energy)
+    if plausible.any():
+        # strays of a run gone astray are no mode; they keep a label of their own
+        lowest = np.median(energy[plausible]) - 100.0 - 10.0 * pooled.shape[1]
+        plausible &= energy > lowest
+    labels = np.full(len(pooled), -1)
+    labels[plausible] = find_modes(pooled[plausible])
+    labels[~plausible] = labels.max() + 1
+    num_modes = int(labels[plausible].max()) + 1 if plausible.any() else 0
+    by_run, start = {}, 0
+    for name, x in draws.items():
+        size = x.shape[0] * x.shape[1]
+        own = labels[start : start + size]
+        start += size
+        by_run[name] = own
+        agreement = mode_weights(x, labels=own)
+        found[name].figures["mode_tv"] = agreement.tv
+        found[name].figures["mode_tv_floor"] = agreement.floor
+        shares = np.bincount(own, minlength=num_modes + 1)[:num_modes] / size
+        found[name].mode_shares = shares
+    typical = np.array([np.median(energy[labels == m]) for m in range(num_modes)])
+    for name, evidence in found.items():
+        usual = energies[name][np.isfinite(energies[name])]
+        least = np.quantile(usual, 0.01) - 2.0 if usual.size else np.inf
+        evidence.missed = _missed(name, found, typical >= least)
+
+
+def _missed(
+    name: str, found: Mapping[str, Evidence], competitive: NDArray
+) -> dict[str, tuple[int, float]]:
+    """Modes as dense as a run's own draws that others hold and it never visited."""
+    mine, missed = found[name].mode_shares, {}
+    for other, evidence in found.items():
+        theirs = evidence.mode_shares
+        lost = (theirs >= MISSED_WEIGHT) & (mine < theirs / 20) & competitive
+        if other != name and lost.any():
+            missed[other] = (int(lost.sum()), float(theirs[lost].sum()))
+    return missed

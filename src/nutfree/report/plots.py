@@ -1,0 +1,354 @@
+"""Pictures of draws and of comparisons; each function returns a matplotlib figure.
+
+Colours are those of Okabe and Ito, which colour-blind readers tell apart.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from nutfree.target import LogDensity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from nutfree.report.compare import Comparison
+
+__all__ = ["plot_comparison", "plot_draws", "plot_ess", "plot_rank", "plot_trace"]
+
+PALETTE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#F0E442",
+)
+GREY = "#9a9a9a"
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """A figure that no window and no global list holds on to."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _tidy(axes: "Axes", *, grid: str | None = None) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9)
+    if grid:
+        axes.grid(axis=grid, color="#e6e6e6", linewidth=0.8)  # type: ignore[arg-type]
+        axes.set_axisbelow(True)
+
+
+def _scalars(tree: xr.DataTree, var_names: Sequence[str] | None) -> dict[str, Any]:
+    """Scalar components of the posterior by label, each ``(chain, draw)``."""
+    posterior = tree["posterior"].to_dataset()
+    if var_names is not None:
+        posterior = posterior[list(var_names)]
+    found = {}
+    for name, values in posterior.items():
+        array = values.values
+        for index in np.ndindex(array.shape[2:]):
+            label = f"{name}[{', '.join(map(str, index))}]" if index else str(name)
+            found[label] = array[(..., *index)]
+    return found
+
+
+def _kernel(tree: xr.DataTree) -> str:
+    return str(tree["sample_stats"].attrs.get("kernel", ""))
+
+
+def plot_draws(
+    tree: xr.DataTree,
+    var_names: Sequence[str] | None = None,
+    *,
+    logdensity_fn: LogDensity | None = None,
+    max_draws: int = 2000,
+    max_vars: int = 4,
+    title: str | None = None,
+) -> "Figure":
+    """Draws of up to four scalar parameters, in pairs, coloured by chain.
+
+    Args:
+        tree: a run.
+        var_names: which sites; the first scalars of the posterior when None.
+        logdensity_fn: with exactly two scalars, a log density of a ``(2,)`` vector on
+            the same space, drawn as contours beneath.
+        max_draws: draws shown over all chains.
+        max_vars: scalars shown.
+        title: of the figure; the kernel's name when None.
+    """
+    scalars = _scalars(tree, var_names)
+    names = list(scalars)[:max_vars]
+    chains, draws = scalars[names[0]].shape
+    step = max(1, chains * draws // max_draws)
+    title = _kernel(tree) if title is None else title
+    if len(names) <= 2:
+        figure = _figure(5.4, 4.2)
+        axes = figure.subplots()
+        if len(names) == 1:
+            _density(axes, scalars[names[0]], names[0])
+        else:
+            _scatter(axes, scalars, names[0], names[1], step, size=9)
+            if logdensity_fn is not None:
+                _contours(axes, logdensity_fn)
+        figure.suptitle(title, fontsize=11)
+        return figure
+    count = len(names)
+    figure = _figure(2.1 * count, 2.1 * count)
+    grid = figure.subplots(count, count, sharex="col", squeeze=False)
+    for row, down in enumerate(names):
+        for column, across in enumerate(names):
+            axes = grid[row, column]
+            if column > row:
+                axes.set_visible(False)
+            elif column == row:
+                _density(axes, scalars[down], across)
+            else:
+                _scatter(axes, scalars, across, down, step, size=4)
+            axes.set_xlabel(across if row == count - 1 else "", fontsize=9)
+            shown = down if column == 0 and row > 0 else ""
+            axes.set_ylabel(shown, fontsize=9)
+            axes.tick_params(labelsize=8, labelbottom=row == count - 1)
+            if column and column != row:
+                axes.tick_params(labelleft=False)
+    rest = len(scalars) - count
+    more = f" (first {count} of {len(scalars)} parameters)" if rest else ""
+    figure.suptitle(f"{title}{more}", fontsize=11)
+    return figure
+
+
+def _density(axes: "Axes", values: Any, name: str) -> None:
+    edges = np.histogram_bin_edges(values[np.isfinite(values)], bins=40)
+    for chain, drawn in enumerate(values):
+        axes.hist(
+            drawn,
+            bins=edges,
+            histtype="step",
+            density=True,
+            linewidth=1.2,
+            color=PALETTE[chain % len(PALETTE)],
+        )
+    axes.set_yticks([])
+    axes.set_xlabel(name)
+    _tidy(axes)
+    axes.spines["left"].set_visible(False)
+
+
+def _scatter(
+    axes: "Axes",
+    scalars: Mapping[str, Any],
+    across: str,
+    down: str,
+    step: int,
+    *,
+    size: float,
+) -> None:
+    for chain, (x, y) in enumerate(zip(scalars[across], scalars[down])):
+        axes.plot(
+            x[::step],
+            y[::step],
+            ".",
+            markersize=size**0.5 * 1.2,
+            alpha=0.45,
+            markeredgewidth=0,
+            color=PALETTE[chain % len(PALETTE)],
+            rasterized=True,
+        )
+    axes.set_xlabel(across)
+    axes.set_ylabel(down)
+    _tidy(axes)
+
+
+def _contours(axes: "Axes", logdensity_fn: LogDensity) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    x = np.linspace(*axes.get_xlim(), 120)
+    y = np.linspace(*axes.get_ylim(), 120)
+    points = jnp.stack(jnp.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    heights = np.asarray(jax.vmap(logdensity_fn)(points)).reshape(120, 120)
+    levels = np.nanmax(heights) - 0.5 * np.array([16.0, 9.0, 4.0, 1.0])
+    axes.contour(x, y, heights, levels=levels, colors=GREY, linewidths=0.9, zorder=0)
+
+
+def plot_trace(
+    tree: xr.DataTree, var_names: Sequence[str] | None = None, *, max_vars: int = 6
+) -> "Figure":
+    """Traces of the first scalar parameters, a line per chain.
+
+    Raises:
+        ValueError: for a kernel whose draws are not a chain; their order means nothing.
+    """
+    _only_chains(tree, "plot_trace")
+    scalars = _scalars(tree, var_names)
+    names = list(scalars)[:max_vars]
+    figure = _figure(8.0, 1.5 * len(names) + 0.6)
+    for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names):
+        for chain, values in enumerate(scalars[name]):
+            color = PALETTE[chain % len(PALETTE)]
+            axes.plot(values, linewidth=0.6, alpha=0.8, color=color)
+        axes.set_ylabel(name, fontsize=9)
+        _tidy(axes)
+    axes.set_xlabel("draw")
+    figure.suptitle(_kernel(tree), fontsize=11)
+    return figure
+
+
+def plot_rank(
+    tree: xr.DataTree, var_names: Sequence[str] | None = None, *, max_vars: int = 6
+) -> "Figure":
+    """ArviZ's rank plot: chains that agree stay inside the grey envelope.
+
+    Raises:
+        ValueError: for a kernel whose draws are not a chain.
+    """
+    import arviz_plots
+
+    _only_chains(tree, "plot_rank")
+    names = list(tree["posterior"].data_vars) if var_names is None else list(var_names)
+    collection = arviz_plots.plot_rank(
+        tree, var_names=names[:max_vars], backend="matplotlib"
+    )
+    return collection.viz["figure"].item()
+
+
+def _only_chains(tree: xr.DataTree, what: str) -> None:
+    from nutfree import registry
+
+    spec = registry.specs().get(_kernel(tree))
+    if spec is not None and spec.draws != "chain":
+        raise ValueError(
+            f"{what} follows a chain, and the draws of '{spec.name}' are "
+            f"{spec.draws}: their order means nothing. Use plot_draws."
+        )
+
+
+def plot_ess(trees: Mapping[str, xr.DataTree] | xr.DataTree) -> "Figure":
+    """Smallest bulk ESS against gradients spent, a line per run.
+
+    A line begins where warm-up ended. Runs that count no gradients are drawn against
+    density evaluations, and say so in the legend.
+    """
+    from arviz_stats.base import array_stats
+
+    if isinstance(trees, xr.DataTree):
+        trees = {_kernel(trees): trees}
+    figure = _figure(6.4, 4.0)
+    axes = figure.subplots()
+    for color, (name, tree) in zip(PALETTE * 9, trees.items()):
+        scalars = np.stack(list(_scalars(tree, None).values()), axis=-1)[..., :20]
+        draws = scalars.shape[1]
+        spent, unit = _spent(tree, draws)
+        counts = np.unique(np.linspace(max(8, draws // 10), draws, 10).astype(int))
+        with np.errstate(all="ignore"):
+            sizes = [
+                np.nanmin(array_stats.ess(scalars[:, :n], chain_axis=0, draw_axis=1))
+                for n in counts
+            ]
+        label = name if unit == "gradients" else f"{name} ({unit})"
+        axes.plot(
+            spent[counts - 1], sizes, "o-", markersize=4, color=color, label=label
+        )
+    axes.set_xlabel("full-data gradients, all chains")
+    axes.set_ylabel("bulk ESS, worst parameter")
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=9)
+    _tidy(axes, grid="y")
+    return figure
+
+
+def _spent(tree: xr.DataTree, draws: int) -> tuple[np.ndarray, str]:
+    """Evaluations spent until each draw, and what they are."""
+    stats = tree["sample_stats"]
+    for name, total, unit in (
+        ("num_grad_evals", "num_grad_evals", "gradients"),
+        ("n_steps", "num_grad_evals", "gradients"),
+        ("num_density_evals", "num_density_evals", "density evaluations"),
+    ):
+        if name in stats and float(stats[name].sum()) > 0:
+            each = stats[name].sum("chain").values.cumsum()
+            before = float(stats.attrs.get(total, each[-1])) - float(each[-1])
+            return each + max(before, 0.0), unit
+    return np.arange(1, draws + 1) * stats.sizes.get("chain", 1), "draws"
+
+
+def plot_comparison(comparison: "Comparison") -> "Figure":
+    """Four panels: speed, gradients, fit to the score, shares of the modes.
+
+    Kernels that were set aside are hatched.
+    """
+    names = list(comparison.trees)
+    table = comparison.table.loc[names]
+    sound = [comparison.evidence[name].valid for name in names]
+    figure = _figure(11.0, 1.0 + 2 * (1.1 + 0.42 * len(names)))
+    (speed, cost), (fit, modes) = figure.subplots(2, 2)
+    _bars(speed, names, table["ess_per_second"], sound)
+    speed.set_title("effective draws a second", fontsize=10)
+    _bars(cost, names, 1000 * table["ess_per_grad"], sound)
+    cost.set_title("effective draws per 1,000 gradients", fontsize=10)
+    _bars(fit, names, table["ksd"] / table["ksd_floor"], sound)
+    fit.axvline(1.0, color="black", linewidth=1.0, linestyle="--")
+    fit.set_title("Stein discrepancy over its floor (exact: below 1)", fontsize=10)
+    shares = np.stack([comparison.evidence[name].mode_shares for name in names])
+    _stacked(modes, names, shares)
+    figure.suptitle(
+        f"Use {comparison.best}" if comparison.best else "No run can be trusted",
+        fontsize=12,
+        fontweight="bold",
+    )
+    if not all(sound):
+        figure.supxlabel("hatched: set aside", fontsize=9, color="#555555")
+    return figure
+
+
+def _bars(
+    axes: "Axes", names: Sequence[str], values: Any, sound: Sequence[bool]
+) -> None:
+    heights = np.nan_to_num(np.asarray(values, dtype=float))
+    bars = axes.barh(range(len(names)), heights, height=0.6)
+    for bar, color, good in zip(bars, PALETTE * 9, sound):
+        bar.set_facecolor(color if good else "white")
+        bar.set_edgecolor(color)
+        bar.set_hatch("" if good else "////")
+    labels = ["–" if np.isnan(v) else f"{v:.3g}" for v in np.asarray(values, float)]
+    axes.bar_label(bars, labels=labels, padding=4, fontsize=9)
+    axes.set_xlim(0, 1.18 * max(heights.max(), 1e-12))
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    _tidy(axes, grid="x")
+
+
+def _stacked(axes: "Axes", names: Sequence[str], shares: np.ndarray) -> None:
+    left = np.zeros(len(names))
+    count = shares.shape[1]
+    for mode in range(count):
+        color = PALETTE[mode % len(PALETTE)]
+        axes.barh(
+            range(len(names)),
+            shares[:, mode],
+            left=left,
+            height=0.6,
+            color=color,
+            alpha=0.85,
+            edgecolor="white",
+            linewidth=1.0,
+        )
+        left += shares[:, mode]
+    axes.set_xlim(0, 1)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    found = "one mode found" if count == 1 else f"{count} modes found, one colour each"
+    axes.set_title(f"share of draws in each mode ({found})", fontsize=10)
+    _tidy(axes)

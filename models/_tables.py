@@ -20,13 +20,15 @@ def standardise(X) -> np.ndarray:
     return (X - X.mean(axis=0)) / X.std(axis=0)
 
 
-def design_matrix(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-    """Standardised numbers, then an indicator per category but each factor's first.
+def design_matrix(table: pd.DataFrame) -> np.ndarray:
+    """Standardised numbers, then an indicator per category but each factor's commonest.
 
-    Returns the matrix and its columns' names.
+    Leaving out the commonest keeps the indicators' correlations low.
     """
     numbers = table.select_dtypes("number")
     factors = table.drop(columns=numbers.columns)
-    indicators = pd.get_dummies(factors, drop_first=True, dtype=float)
-    X = np.column_stack([standardise(numbers), indicators])
-    return X, [*map(str, numbers.columns), *indicators.columns]
+    indicators = [
+        pd.get_dummies(factor, dtype=float).drop(columns=factor.mode()[0])
+        for _, factor in factors.items()
+    ]
+    return np.column_stack([standardise(numbers), *indicators])

@@ -7,7 +7,8 @@ Data: UCI Machine Learning Repository, Adult, training part (CC BY 4.0). A quest
 mark counts as an answer of its own.
 Model: a plate with `subsample_size`, so that the one text serves full-data kernels
 (`batch_size=None`) and minibatch kernels alike.
-For NUTS: unimodal and log-concave, but every gradient passes over all rows.
+For NUTS: unimodal and log-concave, but each of a draw's 60 gradients passes over all
+rows.
 Family: SGLD, structured SGMCMC, federated. 44 dimensions.
 """
 
@@ -53,5 +54,5 @@ def data() -> dict[str, np.ndarray]:
     gains = ["capital_gain", "capital_loss"]
     table[gains] = np.log1p(table[gains])
     # fnlwgt is a survey weight, education repeats education_years
-    X, _ = design_matrix(table.drop(columns=["fnlwgt", "education", "country"]))
+    X = design_matrix(table.drop(columns=["fnlwgt", "education", "country"]))
     return {"X": X, "y": rich.to_numpy(int)}

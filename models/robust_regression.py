@@ -8,8 +8,8 @@ Data: Brownlee (1965), public domain, shipped with statsmodels. Predictors are
 standardised.
 Model: Lange, Little and Taylor (1989), doi:10.1080/01621459.1989.10478852, with the
 prior on the degrees of freedom of Juarez and Steel (2010).
-For NUTS: easy, but 21 rows leave the degrees of freedom with a long tail and let
-outliers change sides, so the posterior is far from Gaussian.
+For NUTS: easy (11 gradients a draw), with a long right tail in the degrees of freedom,
+of which 21 rows say little.
 Family: multiscale with its Student-t base; ensemble score. 6 dimensions.
 """
 

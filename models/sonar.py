@@ -7,7 +7,8 @@ correlated and the classes nearly separable.
 Data: UCI Machine Learning Repository, Connectionist Bench (Sonar) (CC BY 4.0).
 Model: Chopin and Ridgway (2017), arXiv:1506.08640, where it is the hard one of the
 logistic regressions; their priors, restated for predictors of standard deviation 1.
-For NUTS: moderate; unimodal and log-concave, with wide and correlated coefficients.
+For NUTS: moderate (92 gradients a draw); unimodal and log-concave, with wide and
+correlated coefficients.
 Family: a sanity check for all, with a gradient or without. 61 dimensions.
 """
 

@@ -5,7 +5,7 @@ nor scaled, and a flat prior on the coefficients.
 
 Source: posteriordb, model kidscore_interaction, data kidiq (BSD-3-Clause); Gelman and
 Hill (2007), chapter 4.
-For NUTS: slow; intercept, slopes and interaction are correlated at 0.97 and more, and
+For NUTS: slow; intercept, slopes and interaction are correlated at 0.9 to 0.99, and
 their scales differ by a hundred. A dense inverse mass matrix makes it easy.
 Family: a reference for all, and a test of preconditioning. 5 dimensions.
 """

@@ -21,6 +21,8 @@ from nutfree.target import Minibatch
 DENSE_DIM = 100
 #: Rows from which the curvature is taken; its error matters little.
 CURVATURE_ROWS = 2**15
+#: Steps in a row of hardly any gain after which a climb ends.
+PATIENCE = 5
 #: Random vectors for the diagonal of the curvature, and steps for its largest value.
 NUM_PROBES = 50
 POWER_STEPS = 20
@@ -72,7 +74,7 @@ def maximise(
     cost: float = 1.0,
     max_linesearch_steps: int = 15,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Climb from `x` until two steps in a row gain less than `tolerance` nats.
+    """Climb from `x` until `PATIENCE` steps in a row gain less than `tolerance` nats.
 
     A step to where the log density or its gradient is not finite ends the climb at
     the point before.
@@ -80,7 +82,9 @@ def maximise(
     Returns:
         `(x, gradient at x, count)`; each evaluation counts `cost`.
     """
-    search = optax.scale_by_zoom_linesearch(max_linesearch_steps)
+    search = optax.scale_by_zoom_linesearch(
+        max_linesearch_steps, initial_guess_strategy="one"
+    )
     optimiser = optax.lbfgs(linesearch=search)
 
     def objective(x):
@@ -102,14 +106,14 @@ def maximise(
         )
         count = count + cost * taken.num_linesearch_steps
         kept = select(ok, new, old)
-        return (*kept, jnp.where(ok, idle, 2), num_steps + 1, count)
+        return (*kept, jnp.where(ok, idle, PATIENCE), num_steps + 1, count)
 
     def going(carry):
         *_, idle, num_steps, _ = carry
-        return (idle < 2) & (num_steps < max_steps)
+        return (idle < PATIENCE) & (num_steps < max_steps)
 
     value, gradient = jax.value_and_grad(objective)(x)
-    idle = jnp.where(is_finite(value, gradient), 0, 2)
+    idle = jnp.where(is_finite(value, gradient), 0, PATIENCE)
     carry = (x, value, gradient, optimiser.init(x), idle, 0, count + cost)
     x, _, gradient, *_, count = jax.lax.while_loop(going, step, carry)
     return x, -gradient, count

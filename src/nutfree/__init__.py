@@ -1,1 +1,73 @@
-"""MCMC kernels for the posteriors NUTS is not made for, on the NumPyro model as it is."""
+"""MCMC kernels for the posteriors NUTS is not made for, on the NumPyro model as it is.
+
+A kernel is passed to NumPyro's `MCMC` in place of `NUTS` (`nutfree.kernel`), or called
+like a BlackJAX algorithm (`nutfree.multalmc` and so on). `nutfree.kernels()` lists
+them, `nutfree.compare` says whether the change was worth it.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+
+import nutfree.kernels  # noqa: F401  first: the function `kernels` takes its name
+from nutfree.errors import (
+    InvalidData,
+    InvalidOption,
+    MissingCapability,
+    NoFiniteStart,
+    NutfreeError,
+    UnknownKernel,
+    UnsupportedModel,
+)
+from nutfree.frontends.federated import federated
+from nutfree.frontends.handlers import full_data
+from nutfree.frontends.numpyro import model_target
+from nutfree.hosts.blackjax import api as _api
+from nutfree.hosts.numpyro import kernel
+from nutfree.hosts.sample import sample
+from nutfree.registry import KernelSpec, kernels, option, register
+from nutfree.target import Minibatch, Prior, Split, Target, as_target
+
+__version__ = version("nutfree")
+
+__all__ = [
+    "InvalidData",
+    "InvalidOption",
+    "KernelSpec",
+    "Minibatch",
+    "MissingCapability",
+    "NoFiniteStart",
+    "NutfreeError",
+    "Prior",
+    "Split",
+    "Target",
+    "UnknownKernel",
+    "UnsupportedModel",
+    "as_target",
+    "compare",
+    "federated",
+    "full_data",
+    "kernel",
+    "kernels",
+    "model_target",
+    "option",
+    "recommend",
+    "register",
+    "sample",
+    "to_arviz",
+]
+
+
+_REPORT = ("compare", "recommend", "to_arviz")
+
+
+def __getattr__(name: str):
+    """The report, imported when used, and `nutfree.<kernel>` in BlackJAX's form."""
+    if name in _REPORT:
+        return getattr(import_module("nutfree.report"), name)
+    if name.startswith("_"):
+        raise AttributeError(name)
+    try:
+        return _api(name)
+    except UnknownKernel as error:
+        message = f"module 'nutfree' has no attribute '{name}'. {error}"
+        raise AttributeError(message) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +47,14 @@ class SamplingAPI:
     def __repr__(self) -> str:
         return f"<nutfree.{self.spec.name}: {self.spec.summary}>"
 
+    def _is_traced(self, name: str) -> bool:
+        """Whether a keyword is a parameter as warm-up gives it, not a static option."""
+        options = self.spec.options.__dataclass_fields__
+        if name in options:
+            return options[name].metadata["tuned"]
+        named = signature(self.spec.build_kernel()).parameters
+        return name in named or any(p.kind is p.VAR_KEYWORD for p in named.values())
+
     def _parts(self, logdensity_fn, options) -> tuple[Target, dict, dict]:
         target = as_target(logdensity_fn)
         require(target, self.spec.needs, self.spec.name)
@@ -64,8 +73,7 @@ class SamplingAPI:
             MissingCapability: if the target lacks a part that the kernel needs.
             InvalidOption: for an option that does not exist or is out of range.
         """
-        named = {f for f in self.spec.options.__dataclass_fields__}
-        traced = {k: v for k, v in params.items() if _is_traced(self.spec, k, named)}
+        traced = {k: v for k, v in params.items() if self._is_traced(k)}
         options = {k: v for k, v in params.items() if k not in traced}
         target, static, fixed = self._parts(logdensity_fn, options)
         kernel = self.spec.bind(self.spec.build_kernel, static)()
@@ -128,23 +136,6 @@ class SamplingAPI:
 
         state, params = jax.jit(run)(rng_key, position)
         return WarmupResult(state, {**options, **params})
-
-
-def _is_traced(spec: KernelSpec, name: str, options: set[str]) -> bool:
-    """Whether a keyword is a parameter as warm-up gives it, and not a user's option."""
-    if name not in options:
-        return name in _kernel_params(spec)
-    return spec.options.__dataclass_fields__[name].metadata["tuned"]
-
-
-def _kernel_params(spec: KernelSpec) -> set[str]:
-    from inspect import signature
-
-    return set(signature(spec.build_kernel()).parameters) - {
-        "rng_key",
-        "state",
-        "logdensity_fn",
-    }
 
 
 def api(name: str) -> SamplingAPI:

@@ -299,12 +299,14 @@ class NutfreeKernel(MCMCKernel):
         kernel_state, info = self._kernel(
             step_key, state.kernel_state, target, **state.adapt_state.params
         )
-        adapt = jax.lax.cond(
-            state.i < self._num_warmup,
-            lambda adapt: self._tune(state.i, adapt, kernel_state, info),
-            lambda adapt: adapt,
-            state.adapt_state,
-        )
+        adapt = state.adapt_state
+        if self._num_warmup:
+            adapt = jax.lax.cond(
+                state.i < self._num_warmup,
+                lambda adapt: self._tune(state.i, adapt, kernel_state, info),
+                lambda adapt: adapt,
+                adapt,
+            )
         dtype = state.total_grad_evals.dtype
         grads = jnp.asarray(getattr(info, "num_grad_evals", 0.0), dtype)
         densities = jnp.asarray(getattr(info, "num_density_evals", 0.0), dtype)

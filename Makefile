@@ -1,0 +1,69 @@
+# Two commands do everything: `make demo` and `make test`.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# worker processes for the tests: two need about 8 GiB
+WORKERS ?= 2
+export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
+export TF_CPP_MIN_LOG_LEVEL := 3
+
+.PHONY: help install demo test test-all bench lint format notebooks clean
+
+help:
+	@echo "make demo       install, then compare kernels with NUTS on real posteriors"
+	@echo "make test       install, lint, and run the tests (under 20 minutes)"
+	@echo "make test-all   the long statistical runs too"
+	@echo "make bench      ratios against named peers, in quick form"
+	@echo "make install    into $(VENV)"
+	@echo "make lint       ruff and mypy"
+	@echo "make format     ruff format"
+	@echo "make clean      remove what was built"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; found=; \
+	for python in python python3 python3.14 python3.13 python3.12; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; \
+	  then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "nutfree needs Python 3.12 or newer, and none was found: install one," \
+	    "or put it first on the PATH, and run make again." >&2; exit 1; \
+	fi; \
+	echo "Installing into $(VENV) with $$($$found --version)"; \
+	test -x $(BIN)/python || $$found -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install
+	@$(BIN)/nutfree compare models/galaxies.py --kernels nuts,multiscale,clc \
+	  --num-warmup 500 --num-samples 1000 --out demo-output/galaxies
+	@$(BIN)/nutfree compare models/eight_schools.py --kernels nuts,multiscale,mala \
+	  --num-warmup 500 --num-samples 1000 --out demo-output/eight_schools
+	@echo "Reports, plots and draws: demo-output/galaxies demo-output/eight_schools"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+test-all: lint
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+bench: install
+	$(BIN)/python benchmarks/run.py all --quick
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .mypy_cache build dist demo-output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

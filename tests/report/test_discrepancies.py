@@ -38,7 +38,7 @@ def test_exact_draws_stay_below_the_floor_nineteen_times_in_twenty():
     "spoil", [lambda x: x + 0.3, lambda x: 1.25 * x, lambda x: 0.8 * x]
 )
 def test_shifted_inflated_and_shrunken_draws_rise_above_the_floor(dim, spoil):
-    assert kernel_stein_discrepancy(spoil(normal(1, 1000, dim)), gaussian).ratio > 1.2
+    assert kernel_stein_discrepancy(spoil(normal(1, 1000, dim)), gaussian).ratio > 1.1
 
 
 def test_units_do_not_matter():
@@ -88,7 +88,7 @@ def test_two_gaussians_are_two_modes_whatever_the_units(dim):
     x = normal(dim, 2000, dim)
     x[:600, 0] += 8.0
     labels = find_modes(x * np.logspace(-3, 3, dim))
-    assert np.bincount(labels).tolist() == [1400, 600]
+    assert np.bincount(labels).tolist() == pytest.approx([1400, 600], abs=3)
 
 
 def test_forty_modes_of_a_mixture_in_ten_dimensions():
@@ -126,7 +126,7 @@ def test_stuck_chains_are_flagged_though_each_looks_perfect_alone():
     assert found.tv == pytest.approx(1.0)
     assert not found.agree
     for chain in draws:
-        assert array_stats.rhat(chain[None, :, 0]) < 1.02
+        assert array_stats.rhat(chain[:, 0].reshape(2, -1)) < 1.02
 
 
 def test_unequal_weights_are_flagged_before_rhat_is():

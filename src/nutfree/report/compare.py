@@ -245,7 +245,7 @@ def recommendation(evidence: Mapping[str, Evidence]) -> tuple[str | None, str]:
     """
     sound = {name: e.figures for name, e in evidence.items() if e.valid}
     aside = [
-        f"{name} was set aside: {'; '.join(e.problems)}."
+        f"{name} was set aside: {e.problems[0]}."
         for name, e in evidence.items()
         if not e.valid
     ]

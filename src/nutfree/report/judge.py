@@ -31,7 +31,7 @@ __all__ = [
 
 MAX_R_HAT = 1.05
 MAX_DIVERGENT = 0.01
-MAX_KSD_RATIO = 2.0
+MAX_KSD_RATIO = 1.5
 MAX_MODE_RATIO = 1.25
 MIN_ESS = 50.0
 #: A mode counts as missed where another run holds at least this share in it.

@@ -186,7 +186,7 @@ def mode_weights(
 
     The floor replaces each chain by independent labels from the pooled weights, as many
     as the chain's labels are worth (their effective sample size, or the chain's length
-    when it never leaves a mode).
+    when no chain ever leaves its mode).
 
     Args:
         draws_by_chain: array ``(chains, n, d)``.
@@ -223,6 +223,10 @@ def mode_weights(
         [pooled[labels.ravel() == mode].mean(0) for mode in range(num_modes)]
     )
     sizes = np.array([_label_ess(row, num_modes) for row in labels])
+    stays = weights.max(1) > 0.98
+    if stays.any() and not stays.all():
+        # a chain that happens to stay is worth no more than those that move
+        sizes[stays] = np.minimum(sizes[stays], sizes[~stays].min())
     rng = np.random.default_rng(seed)
     share = weights.mean(0)
     exact = np.stack(

@@ -44,7 +44,7 @@ def _figure(width: float, height: float) -> "Figure":
 
 def _tidy(axes: "Axes", *, grid: str | None = None) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9)
+    axes.tick_params(labelsize=16)
     if grid:
         axes.grid(axis=grid, color="#e6e6e6", linewidth=0.8)  # type: ignore[arg-type]
         axes.set_axisbelow(True)
@@ -99,7 +99,7 @@ def plot_draws(
         if len(names) == 1:
             _density(axes, scalars[names[0]], names[0])
         else:
-            _scatter(axes, scalars, names[0], names[1], step, size=9)
+            _scatter(axes, scalars, names[0], names[1], step, size=16)
             if logdensity_fn is not None:
                 _contours(axes, logdensity_fn)
         figure.suptitle(title, fontsize=11)
@@ -115,10 +115,10 @@ def plot_draws(
             elif column == row:
                 _density(axes, scalars[down], across)
             else:
-                _scatter(axes, scalars, across, down, step, size=4)
-            axes.set_xlabel(across if row == count - 1 else "", fontsize=9)
+                _scatter(axes, scalars, across, down, step, size=9)
+            axes.set_xlabel(across if row == count - 1 else "", fontsize=16)
             shown = down if column == 0 and row > 0 else ""
-            axes.set_ylabel(shown, fontsize=9)
+            axes.set_ylabel(shown, fontsize=16)
             axes.tick_params(labelsize=8, labelbottom=row == count - 1)
             if column and column != row:
                 axes.tick_params(labelleft=False)
@@ -198,7 +198,7 @@ def plot_trace(
         for chain, values in enumerate(scalars[name]):
             color = PALETTE[chain % len(PALETTE)]
             axes.plot(values, linewidth=0.6, alpha=0.8, color=color)
-        axes.set_ylabel(name, fontsize=9)
+        axes.set_ylabel(name, fontsize=16)
         _tidy(axes)
     axes.set_xlabel("draw")
     figure.suptitle(_kernel(tree), fontsize=11)
@@ -208,7 +208,8 @@ def plot_trace(
 def plot_rank(
     tree: xr.DataTree, var_names: Sequence[str] | None = None, *, max_vars: int = 6
 ) -> "Figure":
-    """ArviZ's rank plot: chains that agree stay inside the grey envelope.
+    """ArviZ's rank plot: chains that agree stay flat, and black marks where one
+    does not.
 
     Raises:
         ValueError: for a kernel whose draws are not a chain.
@@ -263,8 +264,8 @@ def plot_ess(trees: Mapping[str, xr.DataTree] | xr.DataTree) -> "Figure":
     axes.set_xlabel("full-data gradients, all chains")
     axes.set_ylabel("bulk ESS, worst parameter")
     axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=9)
+    axes.set_yscale("log")
+    axes.legend(frameon=False, fontsize=16)
     _tidy(axes, grid="y")
     return figure
 
@@ -323,7 +324,7 @@ def _bars(
         bar.set_edgecolor(color)
         bar.set_hatch("" if good else "////")
     labels = ["–" if np.isnan(v) else f"{v:.3g}" for v in np.asarray(values, float)]
-    axes.bar_label(bars, labels=labels, padding=4, fontsize=9)
+    axes.bar_label(bars, labels=labels, padding=4, fontsize=16)
     axes.set_xlim(0, 1.18 * max(heights.max(), 1e-12))
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
@@ -349,6 +350,6 @@ def _stacked(axes: "Axes", names: Sequence[str], shares: np.ndarray) -> None:
     axes.set_xlim(0, 1)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    found = "one mode found" if count == 1 else f"{count} modes found, one colour each"
+    found = "1 mode" if count == 1 else f"{count} modes"
     axes.set_title(f"share of draws in each mode ({found})", fontsize=10)
     _tidy(axes)

@@ -242,7 +242,7 @@ def _weigh(spec: KernelSpec, facts: Probe) -> tuple[float, str]:
         if not facts.has_gradient:
             return 3.0, "needs no gradient, and there is none"
         return 0.3, "needs no gradient, but there is one to use"
-    if any(word in family for word in ("multiscale", "chain", "concave", "clc")):
+    if spec.draws != "chain" or spec.recommended:
         if modes > 1:
             return 2.2, f"{modes} separate modes: it moves between them"
         seen = "no separate modes were found" if facts.num_modes else "not probed"

@@ -199,3 +199,29 @@ def test_the_model_of_one_owner_is_kept():
     pooled = federated(regression)
     assert isinstance(pooled, FederatedModel)
     assert pooled.model is regression
+
+
+def test_targets_of_the_shards_sum_to_the_pooled_target():
+    from nutfree.frontends.numpyro import model_target
+
+    def in_batches(X, y):
+        beta = numpyro.sample("beta", dist.Normal(0, 2).expand([2]).to_event(1))
+        sigma = numpyro.sample("sigma", dist.HalfNormal(1))
+        with numpyro.plate("data", X.shape[0]):
+            rows = numpyro.subsample(X, event_dim=1)
+            obs = numpyro.subsample(y, event_dim=0)
+            numpyro.sample("y", dist.Normal(rows @ beta, sigma), obs=obs)
+
+    for model, num_data in ((regression, None), (in_batches, [4, 7, 2])):
+        owners = jax.tree.map(jnp.asarray, make_owners())
+        target = model_target(federated(model), (owners,))
+        position = target.position
+        assert len(target.shards) == 3
+        total = sum(shard(position) for shard in target.shards)
+        np.testing.assert_allclose(total, target(position), rtol=1e-4)
+        if num_data:
+            minibatches = [shard.minibatch for shard in target.shards]
+            assert [m.num_data for m in minibatches] == num_data
+            for shard, size in zip(target.shards, num_data):
+                value = shard.minibatch.logdensity(position, jnp.arange(size))
+                np.testing.assert_allclose(value, shard(position), rtol=1e-4)

@@ -7,7 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from nutfree.dynamics.gradients import Control, control_at, predicted_inflation
+from nutfree.dynamics.gradients import Control, control_at
 from nutfree.kernels import sgld
 from nutfree.target import Minibatch, Target
 
@@ -297,8 +297,10 @@ def test_a_gradient_that_is_not_finite_is_divergent_and_never_stored():
         start=jnp.zeros(1),
         batch_size=5,
     )
-    assert jnp.all(jnp.isfinite(draws))
+    assert jnp.all(draws <= 1.0)
     assert jnp.any(info.is_divergent)
+    # the wall is met again and again, and never stops a chain
+    assert jnp.mean(draws < 0) > 0.4
 
 
 def test_warmup_halves_the_step_after_a_divergence(logistic):

@@ -15,6 +15,7 @@ import optax
 
 from nutfree.dynamics.evaluation import is_finite, select
 from nutfree.dynamics.gradients import full_logdensity
+from nutfree.dynamics.preconditioning import matvec, root, transpose
 from nutfree.target import Minibatch
 
 #: Up to this dimension the curvature is a matrix, beyond it a diagonal.
@@ -46,22 +47,6 @@ class Laplace(NamedTuple):
     covariance: jax.Array
     curvature: jax.Array
     distance: jax.Array
-
-
-def matvec(matrix: jax.Array, x: jax.Array) -> jax.Array:
-    """`matrix @ x`, where a vector or a scalar stands for a diagonal matrix."""
-    return matrix @ x if jnp.ndim(matrix) == 2 else matrix * x
-
-
-def root(covariance: jax.Array) -> jax.Array:
-    """R with R R' = covariance: lower triangular, or diagonal as `covariance` is."""
-    if jnp.ndim(covariance) == 2:
-        return jnp.linalg.cholesky(covariance)
-    return jnp.sqrt(covariance)
-
-
-def transpose(matrix: jax.Array) -> jax.Array:
-    return matrix.T if jnp.ndim(matrix) == 2 else matrix
 
 
 def maximise(

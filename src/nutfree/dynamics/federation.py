@@ -2,8 +2,8 @@
 
 An owner calls `fit_surrogate` once and `local_steps` at each visit; the server calls
 `pool`, `visit_probabilities` and `server_step`. Only positions and surrogates go
-between them. A simulation calls both in one program, a deployment in several. The
-mathematics is that of arXiv 2004.11231, see `nutfree.kernels.fsgld`.
+between them, and values and gradients while the mode is sought. A simulation calls all
+in one program, a deployment in several. See `nutfree.kernels.fsgld` for the method.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nutfree.adaptation.mode import matvec, positive, precision, transpose
-from nutfree.dynamics.evaluation import is_finite
+from nutfree.adaptation.mode import positive, precision
+from nutfree.dynamics.evaluation import is_finite, select
 from nutfree.dynamics.gradients import draw_rows, flat_minibatch, plain
+from nutfree.dynamics.preconditioning import guarded_step, matvec
 from nutfree.target import Target
 
 
@@ -62,47 +63,59 @@ def local_gradient(gradient, x, probability, own=None, pooled=None) -> jax.Array
     return excess / probability + surrogate_gradient(pooled, x)
 
 
+class Chain(NamedTuple):
+    """What the server sends to an owner, and the owner back.
+
+    position
+        The last position at which an owner found its log density finite, `(d,)`.
+    ahead
+        The step from it, at which the next gradient is taken, `(d,)`.
+    """
+
+    position: jax.Array
+    ahead: jax.Array
+
+
 def local_steps(
     rng_key: jax.Array,
-    x: jax.Array,
-    owner_gradient: Callable,
+    chain: Chain,
+    gradient_fn: Callable,
     drift: Callable,
     step_size: jax.Array,
     factor: jax.Array,
     num_local_steps: int,
-) -> tuple[jax.Array, jax.Array]:
-    """What a visited owner does: K Langevin steps from the `x` that the server sent.
+) -> tuple[Chain, jax.Array, jax.Array]:
+    """What a visited owner does: K Langevin steps from where the chain is.
 
     Args:
-        owner_gradient: `(rng_key, x, count) -> (gradient, count)` of log p_s.
+        gradient_fn: `(rng_key, x, count) -> (gradient, count)` of log p_s.
         drift: `(gradient, x) -> v_s(x)`.
         factor: R with R R' = C.
 
     Returns:
-        `(x, count)`: the position to send back, and the gradients spent.
+        `(chain, divergent, count)`: what to send back, and the gradients spent.
     """
 
     def step(i, carry):
-        x, count = carry
+        (x, ahead), divergent, count = carry
         rows_key, noise_key = jax.random.split(jax.random.fold_in(rng_key, i))
-        gradient, count = owner_gradient(rows_key, x, count)
-        v = matvec(transpose(factor), drift(gradient, x))
-        noise = jax.random.normal(noise_key, x.shape, x.dtype)
-        move = 0.5 * step_size * v + jnp.sqrt(step_size) * noise
-        return x + matvec(factor, move), count
+        gradient, count = gradient_fn(rows_key, ahead, count)
+        v = drift(gradient, ahead)
+        x, ahead, failed = guarded_step(noise_key, x, ahead, v, step_size, factor)
+        return Chain(x, ahead), divergent | failed, count
 
-    start = (x, jnp.zeros((), x.dtype))
+    start = (chain, jnp.asarray(False), jnp.zeros((), chain.position.dtype))
     return jax.lax.fori_loop(0, num_local_steps, step, start)
 
 
-def server_step(x: jax.Array, answer: jax.Array) -> tuple[jax.Array, jax.Array]:
+def server_step(chain: Chain, answer: Chain) -> tuple[Chain, jax.Array]:
     """What the server does with an answer: take it if it is finite.
 
     Returns:
-        `(x, refused)`.
+        `(chain, refused)`.
     """
     finite = is_finite(answer)
-    return jnp.where(finite, answer, x), ~finite
+    return select(finite, answer, chain), ~finite
 
 
 def visit_probabilities(shards: Sequence[Target], visits: str) -> tuple[float, ...]:
@@ -126,7 +139,8 @@ def owner_gradient(shard: Target, unravel, batch_size: int | None, share: float)
 
         def full(rng_key, x, count):
             del rng_key
-            return jax.grad(lambda x: shard(unravel(x)))(x), count + share
+            value, gradient = jax.value_and_grad(lambda x: shard(unravel(x)))(x)
+            return jnp.where(jnp.isfinite(value), gradient, jnp.nan), count + share
 
         return full
     minibatch = flat_minibatch(shard.minibatch, unravel)

@@ -62,22 +62,27 @@ def draw_rows(rng_key: jax.Array, num_data: int, batch_size: int) -> jax.Array:
 def plain(minibatch, indices, x, control, count) -> tuple[jax.Array, jax.Array]:
     """The batch's own gradient, scaled up."""
     del control
-    gradient = jax.grad(minibatch.logdensity)(x, indices)
-    return gradient, count + indices.shape[0] / minibatch.num_data
+    value, gradient = jax.value_and_grad(minibatch.logdensity)(x, indices)
+    count = count + indices.shape[0] / minibatch.num_data
+    return _nan_unless_finite(value, gradient), count
 
 
 def control_variate(minibatch, indices, x, control, count):
     """The batch's gradient relative to that at the centre of the `Control`."""
     scale = minibatch.num_data / indices.shape[0]
 
-    def difference(points):
-        outside, rows = jax.vmap(minibatch.terms, (0, None))(points, indices)
-        return outside[0] + scale * (jnp.sum(rows[0]) - jnp.sum(rows[1]))
+    def rows(x):
+        return scale * jnp.sum(minibatch.terms(x, indices)[1])
 
-    # one batched pass, so that both points share the rows that are gathered
-    at_x, at_centre = jax.grad(difference)(jnp.stack([x, control.centre]))
-    gradient = at_x + at_centre + control.rows_gradient
-    return gradient, count + 2 / scale
+    value, at_x = jax.value_and_grad(minibatch.logdensity)(x, indices)
+    at_centre = jax.grad(rows)(control.centre)
+    gradient = (at_x - at_centre) + control.rows_gradient
+    return _nan_unless_finite(value, gradient), count + 2 / scale
+
+
+def _nan_unless_finite(value: jax.Array, gradient: jax.Array) -> jax.Array:
+    """A gradient is worth nothing where the log density is not finite."""
+    return jnp.where(jnp.isfinite(value), gradient, jnp.nan)
 
 
 ESTIMATORS: dict[str, Callable] = {"plain": plain, "control_variate": control_variate}

@@ -88,7 +88,8 @@ class _OwnerScope(Messenger):
             ]
 
     def postprocess_message(self, msg):
-        latent = self.open[-1:] == [msg["name"]]
+        # a subsample message has no name
+        latent = self.open[-1:] == [msg.get("name")]
         if latent:
             self.open.pop()
         if self.number == 0 and (latent or msg["type"] == "param"):

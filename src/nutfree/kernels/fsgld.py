@@ -27,14 +27,12 @@ from nutfree.adaptation import AdaptationState, Warmup
 from nutfree.adaptation.mode import (
     inverse,
     largest_curvature,
-    matvec,
     maximise,
     positive,
-    root,
-    transpose,
 )
 from nutfree.dynamics.evaluation import is_finite
 from nutfree.dynamics.federation import (
+    Chain,
     data_shares,
     fit_surrogate,
     local_gradient,
@@ -46,6 +44,7 @@ from nutfree.dynamics.federation import (
     visit_probabilities,
 )
 from nutfree.dynamics.gradients import predicted_inflation, step_for_inflation
+from nutfree.dynamics.preconditioning import matvec, root, transpose
 from nutfree.kernels.sgld import SGLDState as FSGLDState
 from nutfree.kernels.sgld import init as init
 from nutfree.kernels.sgld import steps_for
@@ -59,7 +58,8 @@ class FSGLDInfo(NamedTuple):
     """What a transition did.
 
     is_divergent
-        An owner's answer was not finite, and was not taken.
+        A step led to where an owner's log density or gradient is not finite, and was
+        not taken.
     num_grad_evals
         In gradients over all owners' rows.
     num_steps
@@ -120,9 +120,9 @@ def build_kernel(
             def drift(g, x):
                 return local_gradient(g, x, f[s], own, pooled)
 
-            def run(rng_key, x):
+            def run(rng_key, chain):
                 return local_steps(
-                    rng_key, x, gradient, drift, step_size, factor, num_local_steps
+                    rng_key, chain, gradient, drift, step_size, factor, num_local_steps
                 )
 
             return run
@@ -131,16 +131,17 @@ def build_kernel(
         log_f = jnp.log(jnp.asarray(f, x.dtype))
 
         def one_round(i, carry):
-            x, divergent, count = carry
+            chain, divergent, count = carry
             owner_key, steps_key = jax.random.split(jax.random.fold_in(rng_key, i))
             s = jax.random.categorical(owner_key, log_f)
-            answer, spent = jax.lax.switch(s, owners, steps_key, x)
-            x, refused = server_step(x, answer)
-            return x, divergent | refused, count + spent
+            answer, failed, spent = jax.lax.switch(s, owners, steps_key, chain)
+            chain, refused = server_step(chain, answer)
+            return chain, divergent | failed | refused, count + spent
 
-        start = (x, jnp.asarray(False), jnp.zeros((), x.dtype))
+        chain = Chain(x, ravel_pytree(state.ahead)[0])
+        start = (chain, jnp.asarray(False), jnp.zeros((), x.dtype))
         num_rounds = jnp.asarray(num_rounds, int)
-        x, divergent, count = jax.lax.fori_loop(0, num_rounds, one_round, start)
+        chain, divergent, count = jax.lax.fori_loop(0, num_rounds, one_round, start)
         info = FSGLDInfo(
             divergent,
             count,
@@ -148,7 +149,7 @@ def build_kernel(
             num_rounds,
             predicted_inflation(step_size, gradient_noise, curvature),
         )
-        return FSGLDState(unravel(x)), info
+        return FSGLDState(unravel(chain.position), unravel(chain.ahead)), info
 
     return kernel
 

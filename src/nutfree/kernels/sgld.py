@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from nutfree.adaptation import AdaptationState, Warmup
-from nutfree.adaptation.mode import laplace_of_rows, matvec, root, transpose
+from nutfree.adaptation.mode import laplace_of_rows
 from nutfree.dynamics.evaluation import is_finite
 from nutfree.dynamics.gradients import (
     ESTIMATORS,
@@ -32,6 +32,7 @@ from nutfree.dynamics.gradients import (
     step_for_inflation,
     whitened_noise,
 )
+from nutfree.dynamics.preconditioning import guarded_step, matvec, root, transpose
 from nutfree.registry import KernelSpec, option
 from nutfree.target import Position
 
@@ -40,16 +41,24 @@ MAX_STEPS = 1000
 
 
 class SGLDState(NamedTuple):
-    """Position, a pytree. The log density is never known."""
+    """Where the chain is; the log density is never known.
+
+    position
+        The last position at which the gradient was found finite, a pytree.
+    ahead
+        The step from it, whose gradient is the next to be evaluated.
+    """
 
     position: Position
+    ahead: Position
 
 
 class SGLDInfo(NamedTuple):
     """What a transition did.
 
     is_divergent
-        A step led to where position or gradient is not finite, and was not taken.
+        A step led to where the log density or its gradient is not finite, and was
+        not taken.
     num_grad_evals
         In gradients over all rows.
     num_steps
@@ -67,7 +76,7 @@ class SGLDInfo(NamedTuple):
 
 def init(position, logdensity_fn, rng_key=None) -> SGLDState:
     del logdensity_fn, rng_key
-    return SGLDState(position)
+    return SGLDState(position, position)
 
 
 def steps_for(step_size) -> jax.Array:
@@ -103,22 +112,20 @@ def build_kernel(*, batch_size: int | None = None, gradient: str = "control_vari
         num_steps = steps_for(step_size) if num_steps is None else num_steps
 
         def step(i, carry):
-            x, divergent, count = carry
+            x, ahead, divergent, count = carry
             rows_key, noise_key = jax.random.split(jax.random.fold_in(rng_key, i))
             indices = draw_rows(rows_key, minibatch.num_data, size)
-            g, count = estimator(minibatch, indices, x, control, count)
-            noise = jax.random.normal(noise_key, x.shape, x.dtype)
-            drift = 0.5 * step_size * matvec(transpose(factor), g)
-            x_new = x + matvec(factor, drift + jnp.sqrt(step_size) * noise)
-            finite = is_finite(x_new)
-            return jnp.where(finite, x_new, x), divergent | ~finite, count
+            g, count = estimator(minibatch, indices, ahead, control, count)
+            x, ahead, failed = guarded_step(noise_key, x, ahead, g, step_size, factor)
+            return x, ahead, divergent | failed, count
 
-        start = (x, jnp.asarray(False), jnp.zeros((), x.dtype))
+        ahead, _ = ravel_pytree(state.ahead)
+        start = (x, ahead, jnp.asarray(False), jnp.zeros((), x.dtype))
         num_steps = jnp.asarray(num_steps, int)
-        x, divergent, count = jax.lax.fori_loop(0, num_steps, step, start)
+        x, ahead, divergent, count = jax.lax.fori_loop(0, num_steps, step, start)
         inflation = predicted_inflation(step_size, gradient_noise, curvature)
         info = SGLDInfo(divergent, count, num_steps, inflation)
-        return SGLDState(unravel(x)), info
+        return SGLDState(unravel(x), unravel(ahead)), info
 
     return kernel
 

@@ -1,0 +1,54 @@
+"""A covariance as a preconditioner, and the Langevin step that it shapes.
+
+    x' = x + (h/2) C g + sqrt(h) R xi,    C = R R',  xi ~ N(0, I),
+
+with C a matrix, or a vector or a scalar that stands for a diagonal one.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from nutfree.dynamics.evaluation import is_finite
+
+
+def matvec(matrix: jax.Array, x: jax.Array) -> jax.Array:
+    """`matrix @ x`, where a vector or a scalar stands for a diagonal matrix."""
+    return matrix @ x if jnp.ndim(matrix) == 2 else matrix * x
+
+
+def root(covariance: jax.Array) -> jax.Array:
+    """R with R R' = covariance: lower triangular, or diagonal as `covariance` is."""
+    if jnp.ndim(covariance) == 2:
+        return jnp.linalg.cholesky(covariance)
+    return jnp.sqrt(covariance)
+
+
+def transpose(matrix: jax.Array) -> jax.Array:
+    return matrix.T if jnp.ndim(matrix) == 2 else matrix
+
+
+def guarded_step(
+    rng_key, x, ahead, gradient, step_size, factor
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One step of a chain that never rests where its gradient is not finite.
+
+    Whether a step was a good one shows when the gradient there is asked for, so the
+    chain keeps the last position that was found good, and the step from it.
+
+    Args:
+        x: the last good position, shape `(d,)`.
+        ahead: the step from it, or `x` itself.
+        gradient: at `ahead`.
+        factor: R.
+
+    Returns:
+        `(x, ahead, divergent)`: `ahead` becomes `x` where its gradient is finite, and
+        a step is made from it; otherwise the chain goes back to `x`.
+    """
+    finite = is_finite(gradient)
+    x = jnp.where(finite, ahead, x)
+    noise = jax.random.normal(rng_key, x.shape, x.dtype)
+    drift = 0.5 * step_size * matvec(transpose(factor), gradient)
+    moved = x + matvec(factor, drift + jnp.sqrt(step_size) * noise)
+    ok = finite & is_finite(moved)
+    return x, jnp.where(ok, moved, x), ~ok

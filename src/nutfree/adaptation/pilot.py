@@ -1,0 +1,258 @@
+"""A pilot of many cheap starts: where the modes are, how wide, how far apart.
+
+From each start a quasi-Newton descent of a bounded number of gradients, and the
+curvature at its end. What comes of it is a small record of modes, each a Laplace
+approximation, and the centre and scale of the Gaussian that covers them all.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from nutfree.dynamics.evaluation import counted_value_and_grad, flatten, is_finite
+from nutfree.dynamics.modes import Modes, along_coordinates, into_axes
+from nutfree.target import LogDensity, Target
+
+#: Up to this many coordinates the curvature at a mode is a full matrix.
+MAX_DENSE = 32
+#: Products with random signs that estimate the diagonal of the curvature above it.
+NUM_PROBES = 16
+MEMORY = 8
+
+
+class Pilot(NamedTuple):
+    """What the pilot found.
+
+    center, scale : (d,), mean and standard deviation of the mixture of the modes; they
+        define the standardised coordinates u = (x - center) / scale.
+    width : (d,), in standardised coordinates, how wide a mode is along a coordinate
+        when the others stay put: the geometric mean over the modes.
+    modes : the modes.
+    best : (d,), where the log density was highest.
+    num_grad_evals : gradients spent; a product of the curvature with a vector is two.
+    """
+
+    center: jax.Array
+    scale: jax.Array
+    width: jax.Array
+    modes: Modes
+    best: jax.Array
+    num_grad_evals: jax.Array
+
+
+def standardised(
+    logdensity: LogDensity, center: jax.Array, scale: jax.Array
+) -> LogDensity:
+    """The log density as a function of u = (x - center) / scale."""
+    return lambda u: logdensity(center + scale * u)
+
+
+def run_pilot(
+    rng_key: jax.Array,
+    position: Any,
+    target: Target,
+    *,
+    num_starts: int = 128,
+    num_steps: int = 60,
+    num_modes: int = 32,
+) -> Pilot:
+    """Descend from many starts, and summarise what they end in.
+
+    Args:
+        rng_key: a key.
+        position: one of the starts, and the centre of the others where the target has
+            no prior to draw them from.
+        target: the posterior.
+        num_starts: number of starts.
+        num_steps: gradients of each descent.
+        num_modes: the most modes that are kept.
+    """
+    x, logdensity, _ = flatten(position, target)
+    start_key, probe_key = jax.random.split(rng_key)
+    starts = _starts(start_key, x, target, num_starts)
+    origin, unit = _median_and_spread(starts)
+    scaled = standardised(logdensity, origin, unit)
+    evaluate = counted_value_and_grad(scaled)
+
+    ends, values, counts = jax.vmap(lambda u: descend(evaluate, u, num_steps))(
+        (starts - origin) / unit
+    )
+    probe_keys = jax.random.split(probe_key, num_starts)
+    curvature, products = jax.vmap(lambda u, key: _curvature(scaled, u, key))(
+        ends, probe_keys
+    )
+    width, axes = jax.vmap(_principal)(curvature)
+    log_mass = values + jnp.sum(jnp.log(width), axis=-1)
+    weight = _weights(ends, width, axes, log_mass)
+
+    middle = weight @ ends
+    variance = jax.vmap(lambda a, w: a**2 @ w**2 if a.size else w**2)(axes, width)
+    scale = jnp.sqrt(weight @ ((ends - middle) ** 2 + variance))
+
+    best = jnp.argsort(-weight)[:num_modes]
+    rescale = scale[:, None] * scale if curvature.ndim == 3 else scale**2
+    width, axes = jax.vmap(lambda h: _principal(h * rescale))(curvature[best])
+    conditional = jax.vmap(along_coordinates)(width, axes)
+    modes = Modes((ends[best] - middle) / scale, width, axes, jnp.log(weight[best]))
+    return Pilot(
+        origin + unit * middle,
+        unit * scale,
+        jnp.exp(weight[best] @ jnp.log(conditional) / jnp.sum(weight[best])),
+        modes,
+        origin + unit * ends[jnp.argmax(values)],
+        jnp.sum(counts) + jnp.sum(products),
+    )
+
+
+def _starts(rng_key, x, target: Target, num_starts: int) -> jax.Array:
+    """(num_starts, d): prior draws, or Gaussians of many widths around `x`."""
+    keys = jax.random.split(rng_key, num_starts - 1)
+    if target.prior is not None:
+        starts = jax.vmap(lambda key: ravel_pytree(target.prior.sample(key))[0])(keys)
+    else:
+        width = jnp.logspace(-0.5, 1.75, num_starts - 1, dtype=x.dtype)[:, None]
+        noise = jax.vmap(lambda key: jax.random.normal(key, x.shape, x.dtype))(keys)
+        starts = x + width * noise
+    starts = jnp.where(jnp.isfinite(starts), starts, x)
+    return jnp.concatenate([x[None], starts.astype(x.dtype)])
+
+
+def _median_and_spread(starts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Robust location and scale of each coordinate, one where all starts agree."""
+    low, middle, high = jnp.quantile(starts, jnp.array([0.16, 0.5, 0.84]), axis=0)
+    spread = 0.5 * (high - low)
+    return middle, jnp.where(spread > 0, spread, 1.0)
+
+
+class _Descent(NamedTuple):
+    u: jax.Array
+    value: jax.Array
+    grad: jax.Array
+    radius: jax.Array
+    moves: jax.Array  # (MEMORY, d), the last steps taken
+    changes: jax.Array  # (MEMORY, d), how the gradient of -log pi changed over them
+    count: jax.Array
+
+
+def descend(evaluate, u: jax.Array, num_steps: int) -> tuple:
+    """L-BFGS in a trust region: one gradient a step, and no step that goes down.
+
+    Args:
+        evaluate: `(u, count) -> (log density, gradient, count)`.
+        u: the start, in coordinates where a step of length one is a long one.
+        num_steps: number of steps.
+
+    Returns:
+        `(u, log density, count)` at the end; -inf where no finite value was met.
+    """
+
+    def step(_, s: _Descent) -> _Descent:
+        direction = _two_loop(s.moves, s.changes, s.grad)
+        direction = jnp.where(direction @ s.grad > 0, direction, s.grad)
+        length = jnp.linalg.norm(direction)
+        shrink = jnp.minimum(1.0, s.radius / jnp.maximum(length, 1e-30))
+        move = shrink * direction
+        u = s.u + move
+        value, grad, count = evaluate(u, s.count)
+        accepted = is_finite(value, grad) & (value > s.value)
+        change = jnp.where(accepted, s.grad - grad, 0.0)
+        useful = accepted & (change @ move > 1e-8 * (change @ change))
+
+        def push(old, new):
+            return jnp.where(useful, jnp.concatenate([old[1:], new[None]]), old)
+
+        radius = jnp.where(
+            accepted,
+            jnp.where(shrink < 1.0, 2.0 * s.radius, s.radius),
+            0.25 * jnp.minimum(s.radius, length),
+        )
+        return _Descent(
+            jnp.where(accepted, u, s.u),
+            jnp.where(accepted, value, s.value),
+            jnp.where(accepted, grad, s.grad),
+            radius,
+            push(s.moves, move),
+            push(s.changes, change),
+            count,
+        )
+
+    # without a gradient the first step stays where it is, and evaluates there
+    memory = jnp.zeros((MEMORY, *u.shape), u.dtype)
+    nothing = jnp.asarray(-jnp.inf, u.dtype)
+    radius = jnp.asarray(0.3 * u.size**0.5, u.dtype)
+    zeros = jnp.zeros_like(u)
+    start = _Descent(u, nothing, zeros, radius, memory, memory, jnp.asarray(0))
+    end = jax.lax.fori_loop(0, num_steps, step, start)
+    return end.u, end.value, end.count
+
+
+def _two_loop(moves, changes, grad) -> jax.Array:
+    """The L-BFGS direction; rows of zeros are pairs that do not exist yet."""
+    products = jnp.sum(moves * changes, axis=-1)
+    rho = jnp.where(products > 0, 1.0 / jnp.where(products > 0, products, 1.0), 0.0)
+
+    def back(q, pair):
+        move, change, rho = pair
+        alpha = rho * (move @ q)
+        return q - alpha * change, alpha
+
+    def forth(q, pair):
+        move, change, rho, alpha = pair
+        return q + move * (alpha - rho * (change @ q)), None
+
+    q, alphas = jax.lax.scan(back, grad, (moves, changes, rho), reverse=True)
+    size = changes[-1] @ changes[-1]
+    q = q * jnp.where(size > 0, products[-1] / jnp.where(size > 0, size, 1.0), 1.0)
+    return jax.lax.scan(forth, q, (moves, changes, rho, alphas))[0]
+
+
+def _curvature(logdensity, u, rng_key) -> tuple[jax.Array, jax.Array]:
+    """Minus the Hessian, `(d, d)`, or above `MAX_DENSE` its estimated diagonal."""
+
+    def product(count, v):
+        return count + 2, -jax.jvp(jax.grad(logdensity), (u,), (v,))[1]
+
+    if u.size <= MAX_DENSE:
+        count, matrix = jax.lax.scan(
+            product, jnp.asarray(0), jnp.eye(u.size, dtype=u.dtype)
+        )
+        return 0.5 * (matrix + matrix.T), count
+    signs = jax.random.rademacher(rng_key, (NUM_PROBES, u.size), u.dtype)
+    count, products = jax.lax.scan(product, jnp.asarray(0), signs)
+    return jnp.mean(signs * products, axis=0), count
+
+
+def _principal(curvature) -> tuple[jax.Array, jax.Array]:
+    """Widths and axes; where the density curves upwards, as if it curved down."""
+
+    def width(c):
+        # wider than ten units of the coordinates says nothing of a mode
+        return jnp.maximum(jnp.abs(c), 0.01) ** -0.5
+
+    curvature = jnp.nan_to_num(curvature)
+    if curvature.ndim == 1:
+        return width(curvature), jnp.zeros((0, 0), curvature.dtype)
+    eigenvalues, axes = jnp.linalg.eigh(curvature)
+    return width(eigenvalues), axes
+
+
+def _weights(ends, width, axes, log_mass) -> jax.Array:
+    """Each mode's share of the mass, given to the best of the ends that lie in it."""
+    log_mass = jnp.where(jnp.isfinite(log_mass), log_mass, -jnp.inf)
+
+    def distance(w, a, center):
+        z = into_axes(a, (ends - center).T).T / w
+        return jnp.sum(z**2, axis=-1)
+
+    near = jax.vmap(distance)(width, axes, ends) < 1.0 + 0.1 * ends.shape[1]
+    index = jnp.arange(len(ends))
+    better = (log_mass[:, None] > log_mass) | (
+        (log_mass[:, None] == log_mass) & (index[:, None] < index)
+    )
+    repeated = jnp.any(near & better, axis=0)
+    log_weight = jnp.where(repeated, -jnp.inf, log_mass)
+    # nowhere finite: let every start count the same
+    lost = jnp.all(jnp.isneginf(log_weight))
+    return jax.nn.softmax(jnp.where(lost, 0.0, log_weight))

@@ -1,0 +1,159 @@
+"""Paths: how (m, s) moves from a noisy look at the posterior to a sharp one.
+
+A path is walked with any denoiser, an estimate of D(m, s) = E[X | X + s z = m]. With
+the exact D what remains is the path's own error, of the discretised dynamics.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nutfree.dynamics.denoisers import Denoiser
+
+
+class PathEnd(NamedTuple):
+    """Where a path ended.
+
+    look : (d,), the last m, whose law is that of X + s z.
+    noise : the last s.
+    carry : the denoiser's state there.
+    count : evaluations made along the path.
+    """
+
+    look: jax.Array
+    noise: jax.Array
+    carry: Any
+    count: jax.Array
+
+
+def noise_levels(num_levels: int, first, last) -> jax.Array:
+    """`num_levels` noise levels from `first` down to `last`, evenly on a log scale."""
+    return jnp.exp(jnp.linspace(jnp.log(first), jnp.log(last), num_levels))
+
+
+def annealed_path(
+    rng_key: jax.Array,
+    denoiser: Denoiser,
+    levels: jax.Array,
+    *,
+    base_scale: jax.Array,
+    width: jax.Array,
+    step_size: float | jax.Array = 1.0,
+    count: jax.Array | int = 0,
+) -> PathEnd:
+    """Annealed Langevin along X_lambda = sqrt(lambda) X + sqrt(1 - lambda) sigma z.
+
+    The path of arXiv 2508.15069, with the base centred at the origin. A look is
+    m = X_lambda / sqrt(lambda) with noise s = sigma sqrt((1 - lambda) / lambda), so the
+    levels give s / sigma. At each of them one step of
+
+        x' = x + (1 - a) V g + sqrt((1 - a^2) V) xi,    a = exp(-h),
+
+    with g = (sqrt(lambda) D - x) / (sigma^2 (1 - lambda)) the score of X_lambda and
+    V = lambda w^2 + (1 - lambda) sigma^2 its smallest variance. The paper has the
+    Euler-Maruyama step, which this is to first order in h; this one is exact where the
+    target is Gaussian of width w.
+
+    Args:
+        rng_key: a key.
+        denoiser: the estimate of D.
+        levels: (levels,), decreasing values of s / sigma.
+        base_scale: sigma, (d,): the standard deviation of the posterior, or more.
+        width: w, (d,): how wide a single mode is.
+        step_size: h.
+        count: evaluations so far.
+    """
+    first_key, path_key = jax.random.split(rng_key)
+    x = base_scale * jax.random.normal(first_key, base_scale.shape, base_scale.dtype)
+
+    def level(i, carry):
+        x, state, count = carry
+        denoise_key, noise_key = jax.random.split(jax.random.fold_in(path_key, i))
+        share = 1.0 / (1.0 + levels[i] ** 2)
+        root = jnp.sqrt(share)
+        estimate, state, count = denoiser.step(
+            denoise_key, state, x / root, levels[i] * base_scale, count
+        )
+        noise_variance = (1.0 - share) * base_scale**2
+        score = (root * estimate - x) / noise_variance
+        variance = share * width**2 + noise_variance
+        decay = jnp.exp(-step_size)
+        xi = jax.random.normal(noise_key, x.shape, x.dtype)
+        x = x + (1.0 - decay) * variance * score
+        return x + jnp.sqrt((1.0 - decay**2) * variance) * xi, state, count
+
+    start = (x, denoiser.init(x), jnp.asarray(count))
+    x, state, count = jax.lax.fori_loop(0, len(levels), level, start)
+    last = levels[-1]
+    return PathEnd(x * jnp.sqrt(1.0 + last**2), last * base_scale, state, count)
+
+
+def looks_path(
+    rng_key: jax.Array,
+    denoiser: Denoiser,
+    num_looks: int,
+    *,
+    base_scale: jax.Array,
+    noise: jax.Array | float,
+    num_steps: int,
+    step_size: float | jax.Array = 0.7,
+    friction: float | jax.Array = 1.0,
+    count: jax.Array | int = 0,
+) -> PathEnd:
+    """Accumulate noisy looks y_m = X + sigma z_m, m = 1...M, each given the earlier.
+
+    The path of arXiv 2305.19473: the mean ybar_m of the looks is all that matters,
+
+        grad log p(y_m | y_1...y_(m-1)) = (D(ybar_m, sigma/sqrt(m)) - y_m) / sigma^2,
+
+    and each look is drawn by underdamped Langevin that starts from the last one, with
+    the paper's integrator (half a position step, the velocity, half a position step).
+
+    Args:
+        rng_key: a key.
+        denoiser: the estimate of D.
+        num_looks: M.
+        base_scale: (d,), standard deviation of the posterior, where the first starts.
+        noise: sigma.
+        num_steps: Langevin steps for each look.
+        step_size: in units of sigma, the standard deviation of a look.
+        friction: of the velocity, per unit of time.
+        count: evaluations so far.
+    """
+    first_key, path_key = jax.random.split(rng_key)
+    shape, dtype = base_scale.shape, base_scale.dtype
+    noise = jnp.broadcast_to(jnp.asarray(noise, dtype), shape)
+    y = jnp.sqrt(base_scale**2 + noise**2) * jax.random.normal(first_key, shape, dtype)
+    half = 0.5 * step_size
+    decay = jnp.exp(-friction * step_size)
+
+    def look(index, carry):
+        y, mean, state, count = carry
+        m = jnp.asarray(index + 1, dtype)
+        velocity_key, key = jax.random.split(jax.random.fold_in(path_key, index))
+        velocity = jax.random.normal(velocity_key, shape, dtype)
+
+        def step(i, carry):
+            y, velocity, state, count = carry
+            denoise_key, noise_key = jax.random.split(jax.random.fold_in(key, i))
+            y = y + half * noise * velocity
+            average = mean + (y - mean) / m
+            estimate, state, count = denoiser.step(
+                denoise_key, state, average, noise / jnp.sqrt(m), count
+            )
+            force = (estimate - y) / noise
+            xi = jax.random.normal(noise_key, shape, dtype)
+            velocity = decay * (velocity + half * force) + half * force
+            velocity = velocity + jnp.sqrt(1.0 - decay**2) * xi
+            y = y + half * noise * velocity
+            return y, velocity, state, count
+
+        y, _, state, count = jax.lax.fori_loop(
+            0, num_steps, step, (y, velocity, state, count)
+        )
+        return y, mean + (y - mean) / m, state, count
+
+    start = (y, jnp.zeros_like(y), denoiser.init(y), jnp.asarray(count))
+    _, mean, state, count = jax.lax.fori_loop(0, num_looks, look, start)
+    return PathEnd(mean, noise / num_looks**0.5, state, count)

@@ -1,0 +1,153 @@
+"""Metropolis-adjusted moves on the posterior that end an annealed path.
+
+Langevin steps whose metric is the curvature of the mode nearest to u,
+
+    u' = u + (h/2) C_j grad log pi(u) + sqrt(h C_j) xi,
+
+repair the shape of the draws inside a mode; jumps from a mode j to a mode k,
+
+    u' = mu_k + C_k^(1/2) C_j^(-1/2) (u - mu_j),
+
+repair the weights of the modes. Both leave the posterior invariant: a Langevin step is
+reversed with the metric where it ends, a jump carries its Jacobian and the odds of
+choosing j and k. One gradient each.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nutfree.dynamics.evaluation import is_finite, select
+from nutfree.dynamics.modes import Modes, into_axes, log_shares, out_of_axes
+
+
+class Point(NamedTuple):
+    """A position with its log density and gradient."""
+
+    u: jax.Array
+    value: jax.Array
+    grad: jax.Array
+
+
+class Polished(NamedTuple):
+    """The last point, mean acceptance probabilities, and evaluations so far.
+
+    The rate of a kind of move that was never made is NaN.
+    """
+
+    point: Point
+    acceptance_rate: jax.Array
+    jump_rate: jax.Array
+    count: jax.Array
+
+
+def start_at(
+    u: jax.Array, otherwise: Point, evaluate, count: jax.Array
+) -> tuple[Point, jax.Array, jax.Array]:
+    """`(point, lost, count)`: the point at `u`, or another if that is not finite."""
+    value, grad, count = evaluate(u, count)
+    point = Point(u, value, grad)
+    lost = ~is_finite(point)
+    return select(lost, otherwise, point), lost, count
+
+
+def polish(
+    rng_key: jax.Array,
+    point: Point,
+    evaluate,
+    modes: Modes,
+    *,
+    step_size: float | jax.Array,
+    num_steps: int,
+    num_jumps: int,
+    count: jax.Array | int = 0,
+) -> Polished:
+    """Make `num_steps` Langevin steps with `num_jumps` jumps spread among them.
+
+    Args:
+        rng_key: a key.
+        point: the start.
+        evaluate: `(u, count) -> (log density, gradient, count)`.
+        modes: where the metric comes from, and where the jumps go.
+        step_size: h, in units of the mode's own widths.
+        count: evaluations so far.
+    """
+    num_moves = num_steps + num_jumps
+    log_choice = _log_choice(modes)
+
+    def move(i, carry):
+        point, shares, rates, count = carry
+        noise_key, from_key, to_key, accept_key = jax.random.split(
+            jax.random.fold_in(rng_key, i), 4
+        )
+        jumps = (i + 1) * num_jumps // num_moves > i * num_jumps // num_moves
+        j = jax.random.categorical(from_key, shares)
+        k = jax.random.categorical(to_key, log_choice)
+        here = _mode(modes, jnp.where(jumps, j, jnp.argmax(shares)))
+        target = _mode(modes, k)
+        noise = jax.random.normal(noise_key, point.u.shape, point.u.dtype)
+        u = jnp.where(
+            jumps,
+            _transported(point.u, here, target),
+            _langevin(point, here, step_size, noise),
+        )
+        value, grad, count = evaluate(u, count)
+        new, new_shares = Point(u, value, grad), log_shares(modes, u)
+
+        there = _mode(modes, jnp.argmax(new_shares))
+        langevin_ratio = 0.5 * jnp.sum(
+            noise**2 - _residual(new, there, step_size, point.u) ** 2
+        ) + jnp.sum(jnp.log(here.width / there.width))
+        jump_ratio = (
+            jnp.sum(jnp.log(target.width / here.width))
+            + (jax.nn.log_softmax(new_shares)[k] - log_choice[k])
+            - (jax.nn.log_softmax(shares)[j] - log_choice[j])
+        )
+        log_ratio = value - point.value + jnp.where(jumps, jump_ratio, langevin_ratio)
+        log_ratio = jnp.where(is_finite(new, log_ratio), log_ratio, -jnp.inf)
+        rate = jnp.exp(jnp.minimum(log_ratio, 0.0))
+        accepted = jax.random.uniform(accept_key) < rate
+        point, shares = select(accepted, (new, new_shares), (point, shares))
+        rates = rates + jnp.stack(
+            [jnp.where(jumps, 0, rate), jnp.where(jumps, rate, 0)]
+        )
+        return point, shares, rates, count
+
+    rates = jnp.zeros(2, point.value.dtype)
+    start = (point, log_shares(modes, point.u), rates, jnp.asarray(count))
+    point, _, rates, count = jax.lax.fori_loop(0, num_moves, move, start)
+    # a kind of move that was never made has no rate
+    means = rates / jnp.array([num_steps, num_jumps], rates.dtype)
+    return Polished(point, means[0], means[1], count)
+
+
+def _mode(modes: Modes, k: jax.Array) -> Modes:
+    return jax.tree.map(lambda leaf: leaf[k], modes)
+
+
+def _langevin(point: Point, mode: Modes, step_size, noise) -> jax.Array:
+    drift = 0.5 * step_size * mode.width * into_axes(mode.axes, point.grad)
+    move = mode.width * (drift + jnp.sqrt(step_size) * noise)
+    return point.u + out_of_axes(mode.axes, move)
+
+
+def _residual(start: Point, mode: Modes, step_size, end) -> jax.Array:
+    """The noise of the Langevin step from `start` to `end`."""
+    drift = 0.5 * step_size * mode.width * into_axes(mode.axes, start.grad)
+    moved = into_axes(mode.axes, end - start.u) / mode.width
+    return (moved - drift) / jnp.sqrt(step_size)
+
+
+def _transported(u, old: Modes, new: Modes) -> jax.Array:
+    """Where `u` lies in the mode `new` if it lay there as it does in `old`."""
+    # C^(1/2) = A diag(w) A' does not depend on the order or the signs of the axes
+    z = out_of_axes(old.axes, into_axes(old.axes, u - old.center) / old.width)
+    return new.center + out_of_axes(new.axes, new.width * into_axes(new.axes, z))
+
+
+def _log_choice(modes: Modes) -> jax.Array:
+    """Where to jump: half by weight, half evenly, as a weight may be far too small."""
+    log_weight = jax.nn.log_softmax(modes.log_weight)
+    live = log_weight > jnp.max(log_weight) - 10.0
+    return jnp.log(0.5 * jnp.exp(log_weight) + 0.5 * live / jnp.sum(live))

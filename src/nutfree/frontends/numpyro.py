@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.infer.initialization import init_to_uniform
@@ -84,15 +85,10 @@ class ModelFrontend:
         except RuntimeError as error:
             if "Cannot find valid initial parameters" not in str(error):
                 raise
+            _check_nan(args, kwargs)
             raise self._why_no_start(args, kwargs) from None
 
-    def _why_no_start(self, args, kwargs) -> InvalidData | NoFiniteStart:
-        for name, leaf in _named_arrays(args, kwargs):
-            if bool(jnp.any(jnp.isnan(leaf))):
-                return InvalidData(
-                    f"The log density is not finite anywhere: {name} has NaN. Drop or "
-                    "impute these rows, or mask them with numpyro.handlers.mask."
-                )
+    def _why_no_start(self, args, kwargs) -> NoFiniteStart:
         log_probs, _ = compute_log_probs(_started(self.model, 0), args, kwargs, {})
         bad = [k for k, v in log_probs.items() if not bool(jnp.isfinite(v))]
         where = f" Sites with no finite log density: {', '.join(bad)}." if bad else ""
@@ -215,6 +211,7 @@ def analyse(
             for seed in (0, 1)
         )
     except (TypeError, ValueError) as error:
+        _check_nan(args, kwargs)
         raise InvalidData(
             f"The model cannot be run on these arguments: {error} Check the names and "
             "the shapes of the data passed to the model."
@@ -278,14 +275,17 @@ def _started(model, seed: int):
     return handlers.substitute(seeded, substitute_fn=init_to_uniform)
 
 
-def _named_arrays(args, kwargs):
-    """`(name, array)` for every concrete floating-point array in the arguments."""
+def _check_nan(args, kwargs) -> None:
+    """Say which of the data have NaN, once the model is known not to run on them."""
     named = {**{f"argument {i}": a for i, a in enumerate(args)}, **kwargs}
     for path, leaf in jax.tree_util.tree_leaves_with_path(named):
         is_array = hasattr(leaf, "dtype") and not isinstance(leaf, jax.core.Tracer)
-        if is_array and jnp.issubdtype(leaf.dtype, jnp.floating):
+        if is_array and leaf.dtype.kind == "f" and np.any(np.isnan(leaf)):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            yield f"'{name}'", leaf
+            raise InvalidData(
+                f"The log density is not finite: '{name}' has NaN. Drop or impute "
+                "these rows, or mask them with numpyro.handlers.mask."
+            )
 
 
 def _base(fn):
@@ -315,8 +315,9 @@ def _support(fn, another):
     The two distributions are those of one site in two traces.
     """
     for bound in ("lower_bound", "upper_bound"):
-        here, there = (getattr(f.support, bound, 0.0) for f in (fn, another))
-        if isinstance(here, jax.core.Tracer) or not jnp.array_equal(here, there):
+        bounds = [getattr(f.support, bound, 0.0) for f in (fn, another)]
+        traced = any(isinstance(b, jax.core.Tracer) for b in bounds)
+        if traced or not np.array_equal(*bounds):
             return dist.constraints.dependent
     return fn.support
 
@@ -341,7 +342,7 @@ def _check_shapes(observed) -> None:
     for name, site in observed.items():
         value, shape = jnp.shape(site["value"]), tuple(site["fn"].shape())
         try:
-            fits = jnp.broadcast_shapes(value, shape) == shape
+            fits = jnp.broadcast_shapes(value, shape) in (value, shape)
         except ValueError:
             fits = False
         if not fits:

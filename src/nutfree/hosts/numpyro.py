@@ -192,7 +192,7 @@ class NutfreeKernel(MCMCKernel):
             target = self.target(model_args, model_kwargs)
             begin = partial(self._begin, target)
             if batched:
-                begin = jax.vmap(begin, out_axes=_ACROSS_CHAINS)
+                begin = jax.vmap(begin)
             self._compiled_begin = jax.jit(begin)
         target = self.target(model_args, model_kwargs)
         keys = _split(rng_key, batched)
@@ -227,12 +227,11 @@ class NutfreeKernel(MCMCKernel):
         )
 
     def _check_start(self, state) -> None:
-        energy = state.potential_energy
-        if isinstance(energy, jax.core.Tracer):
+        found = (state.z, getattr(state.kernel_state, "logdensity", ()))
+        leaves = jax.tree.leaves(found)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return
-        if bool(jnp.any(jnp.isposinf(energy))) or not all(
-            bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state.z)
-        ):
+        if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in leaves):
             raise NoFiniteStart(
                 "The log density is not finite at the starting point. Pass an "
                 "init_params where it is."
@@ -286,13 +285,13 @@ class NutfreeKernel(MCMCKernel):
     def sample(self, state: NutfreeState, model_args, model_kwargs) -> NutfreeState:
         """One transition of one chain, or of all vectorized ones."""
         advance = partial(self._advance, self.target(model_args, model_kwargs))
-        if _is_batch(state.rng_key):
-            # `i` is shared, so that warm-up's conditions stay conditions
-            if jnp.ndim(state.i):
-                state = state._replace(i=state.i[0])
-            axes = (_ACROSS_CHAINS,)
-            advance = jax.vmap(advance, in_axes=axes, out_axes=_ACROSS_CHAINS)
-        return advance(state)
+        if not _is_batch(state.rng_key):
+            return advance(state)
+        # the chains share one `i`, so that warm-up's conditions stay conditions
+        axes = _ACROSS_CHAINS
+        shared = state._replace(i=state.i[0])
+        state = jax.vmap(advance, in_axes=(axes,), out_axes=axes)(shared)
+        return state._replace(i=jnp.broadcast_to(state.i, state.diverging.shape))
 
     def _advance(self, target: Target, state: NutfreeState) -> NutfreeState:
         next_key, step_key = jax.random.split(_typed(state.rng_key))

@@ -74,6 +74,8 @@ class PiecewiseMCMC(MCMC):
             self._warmup_state = state
             self.warmup_grad_evals = _gradients(state, warmup_steps)
             bar.set_description("sample")
+            # as in `MCMC.run`, what thinning leaves over goes first
+            state, _ = piece(state, self.num_samples % self.thinning, 1)
             for n in _cut(num_draws, size):
                 state, made = piece(state, n, self.thinning)
                 made = jax.device_get(made)

@@ -1,0 +1,112 @@
+"""`sample` makes NumPyro's draws, and loses none of them to an interrupt."""
+
+import jax
+import numpy as np
+import pytest
+from numpyro.infer import MCMC
+
+import nutfree as nf
+from nutfree.hosts import sample as host
+from nutfree.hosts.sample import PiecewiseMCMC
+from tests.targets import regression, regression_data
+
+DATA = regression_data()
+
+
+@pytest.mark.parametrize("method", ["sequential", "vectorized", "parallel"])
+@pytest.mark.parametrize("name", ["mala", "nuts"])
+def test_draws_are_those_of_numpyros_mcmc(name, method):
+    samples = []
+    for runner in (MCMC, PiecewiseMCMC):
+        mcmc = runner(
+            nf.kernel(name, regression),
+            num_warmup=25,
+            num_samples=23,
+            num_chains=2,
+            thinning=2,
+            chain_method=method,
+            progress_bar=False,
+        )
+        mcmc.run(jax.random.key(3), **DATA)
+        samples.append(mcmc.get_samples(group_by_chain=True))
+    assert samples[0]["beta"].shape == samples[1]["beta"].shape == (2, 11, 2)
+    for site in samples[0]:
+        np.testing.assert_allclose(samples[1][site], samples[0][site], atol=1e-3)
+
+
+def test_one_program_makes_the_whole_run(monkeypatch):
+    traced = []
+    kernel = nf.kernel("mala", regression)
+    original = kernel.sample
+    monkeypatch.setattr(
+        kernel, "sample", lambda *args: (traced.append(None), original(*args))[1]
+    )
+    mcmc = PiecewiseMCMC(
+        kernel,
+        num_warmup=50,
+        num_samples=101,
+        num_chains=2,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(0), **DATA)
+    # once for the shapes of what is collected at most, and once for the program
+    assert len(traced) <= 2
+
+
+class _Interrupting(host.tqdm):
+    """A progress bar at which somebody presses Ctrl-C after a number of updates."""
+
+    after = 0
+
+    def update(self, n=1):
+        super().update(n)
+        type(self).after -= 1
+        if type(self).after == 0:
+            raise KeyboardInterrupt
+
+
+def _interrupted(monkeypatch, after):
+    monkeypatch.setattr(_Interrupting, "after", after)
+    monkeypatch.setattr(host, "tqdm", _Interrupting)
+    return nf.sample(
+        nf.kernel("mala", regression),
+        **DATA,
+        num_warmup=100,
+        num_samples=100,
+        num_chains=2,
+        progress_bar=False,
+    )
+
+
+def test_an_interrupt_keeps_the_draws_made_so_far(monkeypatch):
+    with pytest.warns(UserWarning, match="35 of 100 draws"):
+        tree = _interrupted(monkeypatch, after=20 + 7)
+    assert tree["posterior"].sizes["draw"] == 35
+    assert bool(tree["sample_stats"].attrs["interrupted"])
+
+
+def test_an_interrupt_before_the_first_draw_is_an_interrupt(monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted(monkeypatch, after=3)
+
+
+def test_tree_has_the_draws_and_what_they_cost():
+    tree = nf.sample(
+        nf.kernel("mala", regression),
+        **DATA,
+        num_warmup=30,
+        num_samples=40,
+        num_chains=2,
+        progress_bar=False,
+    )
+    assert tree["posterior"]["beta"].shape == (2, 40, 2)
+    attrs = tree["sample_stats"].attrs
+    assert attrs["kernel"] == "mala"
+    assert attrs["num_grad_evals"] == 2 * 70
+    assert attrs["seconds"] > 0
+
+
+def test_the_first_argument_must_be_a_kernel():
+    with pytest.raises(nf.InvalidOption, match="pass a kernel, such as"):
+        nf.sample(regression, **DATA)

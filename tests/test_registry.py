@@ -1,0 +1,118 @@
+"""Names, options and entry points."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import nutfree as nf
+from nutfree import registry
+
+
+def test_table_lists_every_kernel_with_the_columns_users_read():
+    table = nf.kernels()
+    assert table.index.name == "name"
+    columns = ["family", "summary", "paper", "needs", "draws", "guarantee"]
+    assert list(table.columns) == columns
+    assert {"nuts", "mala", "ula"} <= set(table.index)
+    assert (table["summary"].str.len() > 10).all()
+
+
+@pytest.mark.parametrize(
+    ("family", "member"),
+    [
+        ("multiscale", "multalmc"),
+        ("chain", "clc"),
+        ("ensemble", "ensemble"),
+        ("bregman", "rbmumla"),
+        ("sgld", "sgld"),
+        ("federated", "fsgld"),
+    ],
+)
+def test_a_family_name_stands_for_its_recommended_member(family, member):
+    spec = registry.get(family)
+    assert (spec.name, spec.family) == (member, family)
+    members = [s for s in registry.specs().values() if s.family == family]
+    assert sum(s.recommended for s in members) == 1
+
+
+def test_every_biased_kernel_says_what_shows_the_bias():
+    for spec in registry.specs().values():
+        assert spec.guarantee == "exact" or len(spec.bias) > 20, spec.name
+
+
+def test_unknown_kernel_suggests_the_nearest():
+    with pytest.raises(nf.UnknownKernel, match="Did you mean 'mala'"):
+        nf.kernel("malla", potential_fn=lambda x: x**2)
+
+
+def test_misspelt_option_suggests_the_nearest():
+    with pytest.raises(nf.InvalidOption, match="Did you mean 'step_size'"):
+        nf.kernel("mala", potential_fn=lambda x: x**2, stepsize=0.1)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, "large", True, [1.0, 2.0]])
+def test_option_out_of_range_or_of_the_wrong_type_is_refused(value):
+    with pytest.raises(nf.InvalidOption, match="step_size"):
+        nf.kernel("mala", potential_fn=lambda x: x**2, step_size=value)
+
+
+def test_numpyro_kernel_refuses_a_wrong_option_with_our_exception():
+    with pytest.raises(nf.InvalidOption, match="target_acept"):
+        nf.kernel("nuts", potential_fn=lambda x: x**2, target_acept=0.9)
+
+
+def test_a_spec_with_an_unknown_word_is_refused():
+    spec = nf.KernelSpec("x", "y", "z", "p", draws="chains")
+    with pytest.raises(nf.InvalidOption, match="draws='chains'"):
+        nf.register(spec)
+
+
+def test_options_table_lists_the_help_of_every_option():
+    table = registry.options_table(registry.get("mala"))
+    assert "step_size" in table.index
+    assert table.loc["step_size", "default"] == "found in warm-up"
+
+
+def test_attribute_is_the_blackjax_form_and_an_unknown_one_is_an_attribute_error():
+    assert nf.mala.spec.name == "mala"
+    with pytest.raises(AttributeError, match="mala"):
+        _ = nf.malla
+
+
+PLUGIN = """
+from dataclasses import replace
+from nutfree.kernels.mala import SPEC as MALA
+SPEC = replace(MALA, name="mymala", family="mine", recommended=True)
+"""
+
+ENTRY_POINT = """
+[nutfree.kernels]
+mymala = myplugin:SPEC
+"""
+
+
+def test_another_package_adds_a_kernel_by_an_entry_point(tmp_path):
+    (tmp_path / "myplugin.py").write_text(PLUGIN)
+    info = tmp_path / "myplugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        "Name: myplugin\nVersion: 1\n"
+    )
+    (info / "entry_points.txt").write_text(ENTRY_POINT)
+    program = textwrap.dedent(
+        """
+        import nutfree as nf
+        kernel = nf.kernel("mine", potential_fn=lambda x: 0.5 * x**2)
+        print(kernel.spec.name, "mymala" in nf.kernels().index)
+        """
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.split() == ["mymala", "True"]

@@ -212,8 +212,8 @@ def test_targets_of_the_shards_sum_to_the_pooled_target():
             obs = numpyro.subsample(y, event_dim=0)
             numpyro.sample("y", dist.Normal(rows @ beta, sigma), obs=obs)
 
-    for model, num_data in ((regression, None), (in_batches, [4, 7, 2])):
-        owners = jax.tree.map(jnp.asarray, make_owners())
+    for model, num_data in ((regression, None), (in_batches, [4, 7, 5])):
+        owners = jax.tree.map(jnp.asarray, make_owners((4, 7, 5)))
         target = model_target(federated(model), (owners,))
         position = target.position
         assert len(target.shards) == 3

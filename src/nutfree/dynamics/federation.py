@@ -127,9 +127,9 @@ def visit_probabilities(shards: Sequence[Target], visits: str) -> tuple[float, .
 
 def data_shares(shards: Sequence[Target]) -> tuple[float, ...]:
     """What fraction of a full-data gradient each owner's gradient is."""
-    if any(shard.minibatch is None for shard in shards):
+    sizes = [shard.minibatch.num_data for shard in shards if shard.minibatch]
+    if len(sizes) < len(shards):
         return tuple(1 / len(shards) for _ in shards)
-    sizes = [shard.minibatch.num_data for shard in shards]
     return tuple(size / sum(sizes) for size in sizes)
 
 

@@ -157,7 +157,8 @@ class FederatedModel:
 
     def __call__(self, owners: Sequence[Owner]) -> None:
         owners = checked_owners(owners)
-        latents, values = {}, {}
+        latents: dict[str, _Latent] = {}
+        values: dict[str, Any] = {}
         for number, owner in enumerate(owners):
             scoped = _OwnerScope(self.model, number, latents, values)
             _call(scoped, owner)

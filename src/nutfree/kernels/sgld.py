@@ -24,6 +24,7 @@ from nutfree.adaptation.mode import laplace_of_rows
 from nutfree.dynamics.evaluation import is_finite
 from nutfree.dynamics.gradients import (
     ESTIMATORS,
+    Control,
     control_at,
     default_batch_size,
     draw_rows,
@@ -153,7 +154,7 @@ def warmup(
         count = jnp.zeros((), x.dtype)
         mode, count = laplace_of_rows(mode_key, minibatch, x, count)
         factor = root(mode.covariance)
-        control = ()
+        control: Control | tuple = ()
         if gradient == "control_variate":
             control, count = control_at(minibatch, mode.centre, count)
 

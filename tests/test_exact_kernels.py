@@ -1,0 +1,118 @@
+"""Kernels that promise to be exact: simulation-based calibration, reference draws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.diagnostics import effective_sample_size, gelman_rubin
+from numpyro.infer import MCMC
+from scipy.stats import chisquare
+
+import nutfree as nf
+from models import posteriordb
+from nutfree import registry
+from nutfree.frontends.numpyro import analyse
+
+SPECS = registry.specs()
+CHAINS = [
+    name
+    for name, spec in SPECS.items()
+    if spec.guarantee == "exact" and spec.draws == "chain" and spec.init is not None
+]
+#: A Gaussian prior on the sampling space is more than these posteriors have.
+EVERYWHERE = [name for name in CHAINS if not SPECS[name].needs]
+#: Transitions between two draws: random walks mix slowly.
+THINNING = {"blackjax.rmh": 40, "mala": 10, "blackjax.mala": 10, "blackjax.barker": 10}
+
+NUM_RANKS = 15
+
+
+def calibration_model(y=None):
+    """Three observations only, so that the posterior is far from its likelihood."""
+    mu = numpyro.sample("mu", dist.Normal(0, 2))
+    log_sigma = numpyro.sample("log_sigma", dist.Normal(0, 0.5))
+    with numpyro.plate("data", 3):
+        return numpyro.sample("y", dist.Normal(mu, jnp.exp(log_sigma)), obs=y)
+
+
+def rank(name, key):
+    """Ranks of the true parameters among thinned draws of their posterior."""
+    prior_key, data_key, chain_key, start_key, pilot_key = jax.random.split(key, 5)
+    truth_keys = jax.random.split(prior_key)
+    truth = {
+        "mu": 2 * jax.random.normal(truth_keys[0]),
+        "log_sigma": 0.5 * jax.random.normal(truth_keys[1]),
+    }
+    noise = jnp.exp(truth["log_sigma"]) * jax.random.normal(data_key, (3,))
+    target = analyse(calibration_model, (jnp.zeros(3),)).build((truth["mu"] + noise,))
+    kernel = nf.kernel(name, target)
+    kernel._num_warmup = 200
+    start = {"mu": jnp.asarray(0.0), "log_sigma": jnp.asarray(0.0)}
+    state = kernel._begin(target, chain_key, start_key, pilot_key, start)
+
+    def thinned(length):
+        def step(state, _):
+            state = jax.lax.fori_loop(
+                0, length, lambda _, s: kernel.sample(s, (), {}), state
+            )
+            return state, state.z
+
+        return step
+
+    state, _ = jax.lax.scan(thinned(1), state, None, length=200)
+    thinning = 4 * THINNING.get(name, 3)
+    draws = jax.lax.scan(thinned(thinning), state, None, length=NUM_RANKS)[1]
+    return {k: jnp.sum(draws[k] < truth[k]) for k in truth}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "mala" else pytest.param(n, marks=pytest.mark.slow) for n in CHAINS],
+)
+def test_ranks_of_the_truth_are_uniform(name):
+    """Two chi-square tests at 1e-3 each, for each kernel."""
+    keys = jax.random.split(jax.random.key(7), 800)
+    ranks = jax.jit(jax.vmap(lambda key: rank(name, key)))(keys)
+    for site, values in ranks.items():
+        counts = np.bincount(np.asarray(values), minlength=NUM_RANKS + 1)
+        assert chisquare(counts).pvalue > 1e-3, (site, counts)
+
+
+def standard_errors_apart(a, b):
+    """Difference of two means of (chains, draws, ...) in Monte-Carlo errors."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    squared_errors = [x.var((0, 1)) / effective_sample_size(x) for x in (a, b)]
+    return (a.mean((0, 1)) - b.mean((0, 1))) / np.sqrt(sum(squared_errors))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.parametrize("posterior", posteriordb.names())
+def test_exact_kernel_agrees_with_the_reference_draws(name, posterior):
+    """134 comparisons for each kernel at 4.5 standard errors: 1e-3 false alarms."""
+    module = posteriordb.load(posterior)
+    with jax.enable_x64(True):
+        mcmc = MCMC(
+            nf.kernel(name, module.model),
+            num_warmup=2000,
+            num_samples=2000 * THINNING.get(name, 1),
+            thinning=THINNING.get(name, 1),
+            num_chains=4,
+            chain_method="vectorized",
+            progress_bar=False,
+        )
+        mcmc.run(jax.random.key(0), **module.data())
+        draws = jax.device_get(mcmc.get_samples(group_by_chain=True))
+    for site, reference in module.reference().items():
+        centre = reference.mean((0, 1), dtype=float)
+        mean = standard_errors_apart(draws[site], reference)
+        square = standard_errors_apart(
+            (draws[site] - centre) ** 2, (reference - centre) ** 2
+        )
+        r_hat = gelman_rubin(draws[site])
+        print(f"{name} {posterior} {site}: {mean} {square} R-hat {r_hat}")
+        assert np.all(r_hat < 1.1), site
+        assert np.all(np.abs(mean) < 4.5), site
+        assert np.all(np.abs(square) < 4.5), site

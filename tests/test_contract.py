@@ -18,7 +18,7 @@ from nutfree import registry
 from nutfree.hosts.blackjax import api
 from tests.targets import TEMPLATES, gaussian_target, templates_for
 
-SPECS = {n: s for n, s in registry.specs().items() if s.init is not None}
+SPECS = {n: s for n, s in registry.specs().items() if s.mcmc_kernel is None}
 QUICK = {"blackjax.nuts", "blackjax.sgld"}
 
 

@@ -19,7 +19,7 @@ SPECS = registry.specs()
 CHAINS = [
     name
     for name, spec in SPECS.items()
-    if spec.guarantee == "exact" and spec.draws == "chain" and spec.init is not None
+    if spec.guarantee == "exact" and spec.draws == "chain" and spec.mcmc_kernel is None
 ]
 #: A Gaussian prior on the sampling space is more than these posteriors have.
 EVERYWHERE = [name for name in CHAINS if not SPECS[name].needs]

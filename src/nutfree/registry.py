@@ -56,6 +56,11 @@ class NoOptions:
     """The options of a kernel that has none."""
 
 
+def _absent(*args: Any, **kwargs: Any) -> Any:
+    """In place of the functions of a kernel that NumPyro has already."""
+    raise UnknownKernel("NumPyro's own kernels have no BlackJAX form.")
+
+
 @dataclass(frozen=True)
 class KernelSpec:
     """What the registry, the hosts and the documentation know of a kernel.
@@ -87,9 +92,9 @@ class KernelSpec:
     family: str
     summary: str
     paper: str
-    init: Callable | None = None
-    build_kernel: Callable | None = None
-    warmup: Callable | None = None
+    init: Callable = _absent
+    build_kernel: Callable = _absent
+    warmup: Callable = _absent
     options: type = NoOptions
     needs: tuple[str, ...] = ()
     draws: str = "chain"

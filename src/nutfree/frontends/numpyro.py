@@ -10,8 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import (
@@ -24,9 +22,12 @@ from numpyro.infer.util import (
 )
 
 from nutfree.dynamics.proximal import LaplaceTerm
-from nutfree.errors import InvalidData, NoFiniteStart, UnsupportedModel
+from nutfree.errors import InvalidData, NoFiniteStart
+from nutfree.frontends import sites
+from nutfree.frontends.checks import check_latent, check_nan, check_shapes
 from nutfree.frontends.federated import FederatedModel, shard_models
 from nutfree.frontends.handlers import full_data, is_jacobian, prior_only
+from nutfree.frontends.plates import data_plate, row_terms
 from nutfree.target import LogDensity, Minibatch, Position, Prior, Split, Target
 
 
@@ -85,7 +86,7 @@ class ModelFrontend:
         except RuntimeError as error:
             if "Cannot find valid initial parameters" not in str(error):
                 raise
-            _check_nan(args, kwargs)
+            check_nan(args, kwargs)
             raise self._why_no_start(args, kwargs) from None
 
     def _why_no_start(self, args, kwargs) -> NoFiniteStart:
@@ -122,8 +123,8 @@ class ModelFrontend:
 
         def prior_sample(rng_key):
             seeded = full_data(handlers.seed(self.model, rng_key))
-            sites = handlers.trace(seeded).get_trace(*args, **kwargs)
-            return unconstrain({name: sites[name]["value"] for name in self.supports})
+            trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+            return unconstrain({name: trace[name]["value"] for name in self.supports})
 
         def constrain(position):
             return constrain_fn(
@@ -145,7 +146,7 @@ class ModelFrontend:
     def _minibatch(self, args, kwargs) -> Minibatch | None:
         if self.plate is None:
             return None
-        terms = _row_terms(self.model, self.plate, self.num_data, args, kwargs)
+        terms = row_terms(self.model, self.plate, self.num_data, args, kwargs)
         return Minibatch(self.num_data, terms, self.plate)
 
     def _split(self, model, args, kwargs, constrain, unconstrain) -> Split | None:
@@ -157,7 +158,7 @@ class ModelFrontend:
             smooth = sum(v for k, v in log_probs.items() if k not in self.laplace)
             nonsmooth = {}
             for name in self.laplace:
-                fn = _base(trace[name]["fn"])
+                fn = sites.base(trace[name]["fn"])
                 term = LaplaceTerm(fn.loc, fn.scale)
                 # what is left of the site's log density is its normaliser
                 smooth = smooth + log_probs[name] + term.value(values[name])
@@ -211,33 +212,33 @@ def analyse(
             for seed in (0, 1)
         )
     except (TypeError, ValueError) as error:
-        _check_nan(args, kwargs)
+        check_nan(args, kwargs)
         raise InvalidData(
             f"The model cannot be run on these arguments: {error} Check the names and "
             "the shapes of the data passed to the model."
         ) from error
     params = {k: s["value"] for k, s in trace.items() if s["type"] == "param"}
     fixed = handlers.substitute(model, data=params) if params else model
-    sites = {k: s for k, s in trace.items() if s["type"] == "sample"}
-    latent = {k: s for k, s in sites.items() if not s["is_observed"]}
-    _check_latent(latent)
-    _check_shapes({k: s for k, s in sites.items() if s["is_observed"]})
+    drawn = {k: s for k, s in trace.items() if s["type"] == "sample"}
+    latent = {k: s for k, s in drawn.items() if not s["is_observed"]}
+    check_latent(latent)
+    check_shapes({k: s for k, s in drawn.items() if s["is_observed"]})
 
     advice = {}
-    supports = {k: _support(s["fn"], another[k]["fn"]) for k, s in latent.items()}
-    laplace = frozenset(k for k, s in latent.items() if _is_laplace(s))
-    if not laplace and all(_is_real(c) for c in supports.values()):
+    supports = {k: sites.support(s["fn"], another[k]["fn"]) for k, s in latent.items()}
+    laplace = frozenset(k for k, s in latent.items() if sites.is_laplace(s))
+    if not laplace and all(sites.is_real(c) for c in supports.values()):
         advice["split"] = (
             "every latent site of this model is smooth and unbounded. Give a site a "
             "Laplace prior, dist.Laplace(0, scale), or a bounded support."
         )
-    improper = [k for k, s in latent.items() if _is_improper(s["fn"])]
+    improper = [k for k, s in latent.items() if sites.is_improper(s["fn"])]
     if improper:
         advice["prior"] = (
             f"give the improper site '{improper[0]}' a proper distribution, for "
             "instance a wide dist.Normal."
         )
-    plate, num_data, missing = _data_plate(fixed, trace, args, kwargs, plate)
+    plate, num_data, missing = data_plate(fixed, trace, args, kwargs, plate)
     if plate is None:
         advice["minibatch"] = missing
     return ModelFrontend(
@@ -269,190 +270,6 @@ def model_target(
     return replace(frontend.build(args, kwargs), position=position)
 
 
-def _started(model, seed: int):
-    """The model on all rows, its latent sites at a random point of their supports."""
-    seeded = full_data(handlers.seed(model, seed))
-    return handlers.substitute(seeded, substitute_fn=init_to_uniform)
-
-
-def _check_nan(args, kwargs) -> None:
-    """Say which of the data have NaN, once the model is known not to run on them."""
-    named = {**{f"argument {i}": a for i, a in enumerate(args)}, **kwargs}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(named):
-        is_array = hasattr(leaf, "dtype") and not isinstance(leaf, jax.core.Tracer)
-        if is_array and leaf.dtype.kind == "f" and np.any(np.isnan(leaf)):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise InvalidData(
-                f"The log density is not finite: '{name}' has NaN. Drop or impute "
-                "these rows, or mask them with numpyro.handlers.mask."
-            )
-
-
-def _base(fn):
-    """The distribution inside expansions and independent dimensions."""
-    while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
-        fn = fn.base_dist
-    return fn
-
-
-def _is_laplace(site) -> bool:
-    return site["scale"] is None and isinstance(_base(site["fn"]), dist.Laplace)
-
-
-def _is_improper(fn) -> bool:
-    return isinstance(_base(fn), dist.ImproperUniform)
-
-
-def _is_real(support) -> bool:
-    while isinstance(support, dist.constraints.independent):
-        support = support.base_constraint
-    return support is dist.constraints.real
-
-
-def _support(fn, another):
-    """The support, or `constraints.dependent` where its bounds depend on a site.
-
-    The two distributions are those of one site in two traces.
-    """
-    for bound in ("lower_bound", "upper_bound"):
-        bounds = [getattr(f.support, bound, 0.0) for f in (fn, another)]
-        traced = any(isinstance(b, jax.core.Tracer) for b in bounds)
-        if traced or not np.array_equal(*bounds):
-            return dist.constraints.dependent
-    return fn.support
-
-
-def _check_latent(latent) -> None:
-    if not latent:
-        raise UnsupportedModel(
-            "The model has no latent site. Check that numpyro.sample is called without "
-            "obs= for what is to be sampled."
-        )
-    for name, site in latent.items():
-        if site["fn"].support.is_discrete:
-            raise UnsupportedModel(
-                f"The latent site '{name}' is discrete ({type(site['fn']).__name__}), "
-                "and these kernels need a density. Sum it out, for instance with "
-                "dist.MixtureSameFamily, or sample it with "
-                "numpyro.infer.DiscreteHMCGibbs."
-            )
-
-
-def _check_shapes(observed) -> None:
-    for name, site in observed.items():
-        value, shape = jnp.shape(site["value"]), tuple(site["fn"].shape())
-        try:
-            fits = jnp.broadcast_shapes(value, shape) in (value, shape)
-        except ValueError:
-            fits = False
-        if not fits:
-            raise InvalidData(
-                f"The observed site '{name}' has data of shape {value}, but its "
-                f"distribution has shape {shape}. Reshape the data, or the parameters "
-                "of the distribution, so that they agree."
-            )
-
-
-def _in_plate(site, plate: str) -> bool:
-    return any(frame.name == plate for frame in site["cond_indep_stack"])
-
-
-def _data_plate(model, trace, args, kwargs, wanted):
-    """`(plate, num_data, advice)`: the plate whose rows can be drawn in batches."""
-    plates = {k: s["args"][0] for k, s in trace.items() if s["type"] == "plate"}
-    observed, local = {}, {}
-    for name, site in trace.items():
-        if site["type"] == "sample" and not is_jacobian(name):
-            for plate in plates:
-                if _in_plate(site, plate):
-                    where = observed if site["is_observed"] else local
-                    where.setdefault(plate, name)
-    if wanted is not None and wanted not in plates:
-        listed = ", ".join(repr(p) for p in plates) or "none"
-        return None, 0, f"the model has no plate '{wanted}'; its plates: {listed}."
-    candidates = [p for p in ([wanted] if wanted else plates) if p in observed]
-    if not candidates:
-        return (
-            None,
-            0,
-            "put the observations in a plate and subsample the data there: "
-            'with numpyro.plate("data", N): y = numpyro.subsample(y, event_dim=0).',
-        )
-    batched, advice = [], ""
-    for plate in candidates:
-        if plate in local:
-            advice = (
-                f"the site '{local[plate]}' is a latent variable of each row of plate "
-                f"'{plate}', so rows cannot be left out. Integrate it out, or use a "
-                "kernel that takes all rows."
-            )
-        elif not _subsamples(model, plate, plates[plate], args, kwargs):
-            site = observed[plate]
-            advice = (
-                f"the plate '{plate}' has no numpyro.subsample. Inside of it write "
-                f"data = numpyro.subsample(data, event_dim=0) for each array that "
-                f"'{site}' is computed from, the observations too."
-            )
-        else:
-            batched.append(plate)
-    if len(batched) == 1:
-        return batched[0], plates[batched[0]], ""
-    if batched:
-        listed = ", ".join(f'plate="{p}"' for p in batched)
-        return None, 0, f"the model has several data plates; pass one of {listed}."
-    return None, 0, advice
-
-
-def _subsamples(model, plate, size, args, kwargs) -> bool:
-    """Whether the model runs on fewer rows of the plate than there are."""
-    if size < 3:
-        return False
-    terms = _row_terms(model, plate, size, args, kwargs)
-    rows = jax.ShapeDtypeStruct((size - 1,), jnp.int32)
-    try:
-        jax.eval_shape(lambda indices: terms(None, indices), rows)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _row_terms(model, plate, num_data, args, kwargs):
-    """`terms(position, indices)` of `Minibatch`, for one plate of a model.
-
-    A position of None stands for any: shapes only.
-    """
-
-    def terms(position, indices):
-        num_rows = indices.shape[0]
-        if num_rows >= num_data:
-            # a plate that is not smaller than its data does not subsample them
-            half = num_rows // 2
-            outside, first = terms(position, indices[:half])
-            return outside, jnp.concatenate([first, terms(position, indices[half:])[1]])
-        batched = full_data(handlers.seed(model, 0), rows={plate: indices})
-        if position is None:
-            batched = handlers.substitute(batched, substitute_fn=init_to_uniform)
-        else:
-            batched = _unconstrain_params(batched, position)
-        log_probs, trace = compute_log_probs(
-            batched, args, kwargs, {}, sum_log_prob=False
-        )
-        outside, rows = jnp.asarray(0.0), jnp.zeros(num_rows)
-        for name, log_prob in log_probs.items():
-            site = trace[name]
-            frames = [f for f in site["cond_indep_stack"] if f.name == plate]
-            if not frames or is_jacobian(name):
-                outside = outside + jnp.sum(log_prob)
-                continue
-            # NumPyro scales a subsampled plate by num_data / num_rows
-            log_prob = jnp.broadcast_to(log_prob, site["fn"].batch_shape)
-            by_row = jnp.moveaxis(log_prob, frames[0].dim, 0).reshape(num_rows, -1)
-            rows = rows + jnp.sum(by_row, axis=1) * (num_rows / num_data)
-        return outside, rows
-
-    return terms
-
-
 def _shard(model: Callable, num_owners: int) -> Target:
     """The target of one owner's model, whose prior counts 1 / num_owners."""
     frontend = analyse(model)
@@ -473,3 +290,9 @@ def _shard(model: Callable, num_owners: int) -> Target:
 
         minibatch = replace(minibatch, terms=terms)
     return Target(logdensity, minibatch=minibatch)
+
+
+def _started(model, seed: int):
+    """The model on all rows, its latent sites at a random point of their supports."""
+    seeded = full_data(handlers.seed(model, seed))
+    return handlers.substitute(seeded, substitute_fn=init_to_uniform)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ class SamplingAPI:
 
     def _is_traced(self, name: str) -> bool:
         """Whether a keyword is a parameter as warm-up gives it, not a static option."""
-        options = self.spec.options.__dataclass_fields__
+        options = {f.name: f for f in fields(self.spec.options)}
         if name in options:
             return options[name].metadata["tuned"]
         named = signature(self.spec.build_kernel()).parameters
@@ -145,7 +146,7 @@ def api(name: str) -> SamplingAPI:
         UnknownKernel: also for NumPyro's own kernels, which have no such form.
     """
     spec = registry.get(name)
-    if spec.init is None:
+    if spec.mcmc_kernel is not None:
         raise UnknownKernel(
             f"'{name}' is NumPyro's own and has no BlackJAX form; BlackJAX's is "
             "'blackjax.nuts'."

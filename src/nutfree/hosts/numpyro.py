@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,59 +17,19 @@ from nutfree.adaptation import AdaptationState
 from nutfree.errors import InvalidOption, NoFiniteStart, UnsupportedModel
 from nutfree.frontends.handlers import full_data
 from nutfree.frontends.numpyro import ModelFrontend, analyse
+from nutfree.hosts.state import (
+    ACROSS_CHAINS,
+    NutfreeState,
+    as_float,
+    compensated_add,
+    is_batch,
+    like_key,
+    split_key,
+    strongly_typed,
+    typed_key,
+)
 from nutfree.registry import KernelSpec
-from nutfree.target import Position, Target, as_target, require
-
-
-class NutfreeState(NamedTuple):
-    """State of a kernel under NumPyro's `MCMC`; names are those of `HMCState`.
-
-    i
-        Number of transitions made, warm-up included.
-    z
-        The draw, on the sampling space.
-    potential_energy
-        Minus its log density; NaN where the kernel never evaluates it.
-    num_steps, num_grad_evals
-        Full-data gradients spent on the last transition.
-    num_density_evals
-        Density evaluations without a gradient spent on the last transition.
-    accept_prob, mean_accept_prob
-        Acceptance probability of the last transition, and its mean since warm-up
-        ended; NaN for a kernel that never rejects.
-    diverging
-        Whether the last transition met a value that is not finite.
-    total_grad_evals, total_density_evals
-        Spent so far, pilot and warm-up included.
-    lost_evals
-        What rounding has kept out of the two totals.
-    kernel_state, info
-        The kernel's own state and what its last transition reports.
-    adapt_state
-        What warm-up tunes; `adapt_state.params`, `adapt_state.step_size`.
-    rng_key
-        The key of the transitions to come.
-    """
-
-    i: jax.Array
-    z: Position
-    potential_energy: jax.Array
-    num_steps: jax.Array
-    num_grad_evals: jax.Array
-    num_density_evals: jax.Array
-    accept_prob: jax.Array
-    mean_accept_prob: jax.Array
-    diverging: jax.Array
-    total_grad_evals: jax.Array
-    total_density_evals: jax.Array
-    lost_evals: jax.Array
-    kernel_state: Any
-    info: Any
-    adapt_state: AdaptationState
-    rng_key: jax.Array
-
-
-_ACROSS_CHAINS = NutfreeState(*[0] * len(NutfreeState._fields))._replace(i=None)
+from nutfree.target import Target, as_target, require
 
 
 class NutfreeKernel(MCMCKernel):
@@ -116,7 +76,7 @@ class NutfreeKernel(MCMCKernel):
         self._frontend: ModelFrontend | None = None
         self._num_warmup = 0
         self._run: tuple | None = None  # what `init` was last prepared for
-        self._compiled_begin: Callable | None = None
+        self._compiled_begin: Callable
         # MCMC asks for this to know whether `init` has run
         self._sample_fn: Callable | None = None
 
@@ -158,6 +118,7 @@ class NutfreeKernel(MCMCKernel):
         if self._target is not None:
             return self._target
         if self._frontend is None:
+            assert self._model is not None
             plate = self._static.get("plate")
             self._frontend = analyse(self._model, model_args, model_kwargs, plate=plate)
         target = self._frontend.build(model_args, model_kwargs)
@@ -182,7 +143,7 @@ class NutfreeKernel(MCMCKernel):
             MissingCapability, UnsupportedModel, InvalidData, NoFiniteStart: see
                 `nutfree.errors`.
         """
-        batched = _is_batch(rng_key)
+        batched = is_batch(rng_key)
         leaves = jax.tree.leaves((model_args, model_kwargs))
         run = (num_warmup, batched, [id(leaf) for leaf in leaves])
         if self._run is None or self._run[0] != run:
@@ -195,7 +156,7 @@ class NutfreeKernel(MCMCKernel):
                 begin = jax.vmap(begin)
             self._compiled_begin = jax.jit(begin)
         target = self.target(model_args, model_kwargs)
-        keys = _split(rng_key, batched)
+        keys = split_key(rng_key, batched)
         position = init_params
         if position is None:
             position = self._start(keys[1], batched, target, model_args, model_kwargs)
@@ -240,8 +201,8 @@ class NutfreeKernel(MCMCKernel):
     def _begin(self, target, rng_key, start_key, pilot_key, position) -> NutfreeState:
         """The first state of one chain."""
         del start_key
-        position = jax.tree.map(_as_float, position)
-        pilot_key, init_key = jax.random.split(_typed(pilot_key))
+        position = jax.tree.map(as_float, position)
+        pilot_key, init_key = jax.random.split(typed_key(pilot_key))
         adapt = self._warmup.init(pilot_key, position, target, self._num_warmup)
         adapt = self._overlay(adapt)
         init = self.spec.bind(self.spec.init, self._static)
@@ -271,7 +232,7 @@ class NutfreeKernel(MCMCKernel):
             rng_key=rng_key,
         )
         # a weak type would change in the loop, and the loop be compiled twice
-        return jax.tree.map(_strongly_typed, state)
+        return jax.tree.map(strongly_typed, state)
 
     def _overlay(self, adapt: AdaptationState) -> AdaptationState:
         """Keep the parameters that the user has fixed."""
@@ -285,16 +246,16 @@ class NutfreeKernel(MCMCKernel):
     def sample(self, state: NutfreeState, model_args, model_kwargs) -> NutfreeState:
         """One transition of one chain, or of all vectorized ones."""
         advance = partial(self._advance, self.target(model_args, model_kwargs))
-        if not _is_batch(state.rng_key):
+        if not is_batch(state.rng_key):
             return advance(state)
         # the chains share one `i`, so that warm-up's conditions stay conditions
-        axes = _ACROSS_CHAINS
+        axes = ACROSS_CHAINS
         shared = state._replace(i=state.i[0])
         state = jax.vmap(advance, in_axes=(axes,), out_axes=axes)(shared)
         return state._replace(i=jnp.broadcast_to(state.i, state.diverging.shape))
 
     def _advance(self, target: Target, state: NutfreeState) -> NutfreeState:
-        next_key, step_key = jax.random.split(_typed(state.rng_key))
+        next_key, step_key = jax.random.split(typed_key(state.rng_key))
         kernel_state, info = self._kernel(
             step_key, state.kernel_state, target, **state.adapt_state.params
         )
@@ -312,7 +273,9 @@ class NutfreeKernel(MCMCKernel):
         accept_prob = jnp.asarray(getattr(info, "acceptance_rate", jnp.nan), dtype)
         since = state.i - jnp.where(state.i < self._num_warmup, 0, self._num_warmup) + 1
         totals = jnp.stack([state.total_grad_evals, state.total_density_evals])
-        totals, lost = _add(totals, jnp.stack([grads, densities]), state.lost_evals)
+        totals, lost = compensated_add(
+            totals, jnp.stack([grads, densities]), state.lost_evals
+        )
         return NutfreeState(
             i=state.i + 1,
             z=kernel_state.position,
@@ -330,7 +293,7 @@ class NutfreeKernel(MCMCKernel):
             kernel_state=kernel_state,
             info=info,
             adapt_state=adapt,
-            rng_key=_like_key(next_key, state.rng_key),
+            rng_key=like_key(next_key, state.rng_key),
         )
 
     def _tune(self, i, adapt, kernel_state, info) -> AdaptationState:
@@ -351,7 +314,7 @@ class NutfreeKernel(MCMCKernel):
             )
         target = self.target(model_args, model_kwargs)
         init = self.spec.bind(self.spec.init, self._static)
-        key = jax.random.fold_in(_typed(state.rng_key), state.i)
+        key = jax.random.fold_in(typed_key(state.rng_key), state.i)
         kernel_state = init(state.z, target, key)
         return state._replace(
             kernel_state=kernel_state, potential_energy=_energy(kernel_state)
@@ -421,50 +384,5 @@ def kernel(
         ) from error
 
 
-def _as_float(x):
-    return jnp.asarray(x, jnp.result_type(x, float))
-
-
-def _strongly_typed(x):
-    x = jnp.asarray(x)
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return x
-    return jax.lax.convert_element_type(x, x.dtype)
-
-
 def _energy(kernel_state) -> jax.Array:
     return -jnp.asarray(getattr(kernel_state, "logdensity", jnp.nan))
-
-
-def _typed(rng_key):
-    """A typed key from a typed or a legacy one."""
-    if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
-        return rng_key
-    return jax.random.wrap_key_data(rng_key)
-
-
-def _like_key(rng_key, like):
-    """A typed key in the form of `like`."""
-    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return rng_key
-    return jax.random.key_data(rng_key)
-
-
-def _is_batch(rng_key) -> bool:
-    typed = jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
-    return jnp.ndim(rng_key) > (0 if typed else 1)
-
-
-def _split(rng_key, batched: bool):
-    """Three keys: of the chain, of its starting point, of its pilot."""
-    split = partial(jax.random.split, num=3)
-    if batched:
-        return jnp.swapaxes(jax.vmap(split)(rng_key), 0, 1)
-    return split(rng_key)
-
-
-def _add(total, term, lost):
-    """Compensated `total + term` and what rounding has lost (Kahan 1965)."""
-    term = term + lost
-    new = total + term
-    return new, term - (new - total)

@@ -1,0 +1,51 @@
+"""What a model or its data can have wrong, each refused with what to do instead."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nutfree.errors import InvalidData, UnsupportedModel
+
+
+def check_nan(args, kwargs) -> None:
+    """Say which of the data have NaN, once the model is known not to run on them."""
+    named = {**{f"argument {i}": a for i, a in enumerate(args)}, **kwargs}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(named):
+        is_array = hasattr(leaf, "dtype") and not isinstance(leaf, jax.core.Tracer)
+        if is_array and leaf.dtype.kind == "f" and np.any(np.isnan(leaf)):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise InvalidData(
+                f"The log density is not finite: '{name}' has NaN. Drop or impute "
+                "these rows, or mask them with numpyro.handlers.mask."
+            )
+
+
+def check_latent(latent) -> None:
+    if not latent:
+        raise UnsupportedModel(
+            "The model has no latent site. Check that numpyro.sample is called without "
+            "obs= for what is to be sampled."
+        )
+    for name, site in latent.items():
+        if site["fn"].support.is_discrete:
+            raise UnsupportedModel(
+                f"The latent site '{name}' is discrete ({type(site['fn']).__name__}), "
+                "and these kernels need a density. Sum it out, for instance with "
+                "dist.MixtureSameFamily, or sample it with "
+                "numpyro.infer.DiscreteHMCGibbs."
+            )
+
+
+def check_shapes(observed) -> None:
+    for name, site in observed.items():
+        value, shape = jnp.shape(site["value"]), tuple(site["fn"].shape())
+        try:
+            fits = jnp.broadcast_shapes(value, shape) in (value, shape)
+        except ValueError:
+            fits = False
+        if not fits:
+            raise InvalidData(
+                f"The observed site '{name}' has data of shape {value}, but its "
+                f"distribution has shape {shape}. Reshape the data, or the parameters "
+                "of the distribution, so that they agree."
+            )

@@ -1,0 +1,39 @@
+"""What a latent site's distribution tells: its kind and its support."""
+
+import jax
+import numpy as np
+import numpyro.distributions as dist
+
+
+def base(fn):
+    """The distribution inside expansions and independent dimensions."""
+    while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
+        fn = fn.base_dist
+    return fn
+
+
+def is_laplace(site) -> bool:
+    return site["scale"] is None and isinstance(base(site["fn"]), dist.Laplace)
+
+
+def is_improper(fn) -> bool:
+    return isinstance(base(fn), dist.ImproperUniform)
+
+
+def is_real(support) -> bool:
+    while isinstance(support, dist.constraints.independent):
+        support = support.base_constraint
+    return support is dist.constraints.real
+
+
+def support(fn, another):
+    """The support, or `constraints.dependent` where its bounds depend on a site.
+
+    The two distributions are those of one site in two traces.
+    """
+    for bound in ("lower_bound", "upper_bound"):
+        bounds = [getattr(f.support, bound, 0.0) for f in (fn, another)]
+        traced = any(isinstance(b, jax.core.Tracer) for b in bounds)
+        if traced or not np.array_equal(*bounds):
+            return dist.constraints.dependent
+    return fn.support

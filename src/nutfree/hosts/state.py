@@ -1,0 +1,107 @@
+"""The state of a kernel under NumPyro's `MCMC`, and the numbers and keys in it."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nutfree.adaptation import AdaptationState
+from nutfree.target import Position
+
+
+class NutfreeState(NamedTuple):
+    """State of a kernel under NumPyro's `MCMC`; names are those of `HMCState`.
+
+    i
+        Number of transitions made, warm-up included.
+    z
+        The draw, on the sampling space.
+    potential_energy
+        Minus its log density; NaN where the kernel never evaluates it.
+    num_steps, num_grad_evals
+        Full-data gradients spent on the last transition.
+    num_density_evals
+        Density evaluations without a gradient spent on the last transition.
+    accept_prob, mean_accept_prob
+        Acceptance probability of the last transition, and its mean since warm-up
+        ended; NaN for a kernel that never rejects.
+    diverging
+        Whether the last transition met a value that is not finite.
+    total_grad_evals, total_density_evals
+        Spent so far, pilot and warm-up included.
+    lost_evals
+        What rounding has kept out of the two totals.
+    kernel_state, info
+        The kernel's own state and what its last transition reports.
+    adapt_state
+        What warm-up tunes; `adapt_state.params`, `adapt_state.step_size`.
+    rng_key
+        The key of the transitions to come.
+    """
+
+    i: jax.Array
+    z: Position
+    potential_energy: jax.Array
+    num_steps: jax.Array
+    num_grad_evals: jax.Array
+    num_density_evals: jax.Array
+    accept_prob: jax.Array
+    mean_accept_prob: jax.Array
+    diverging: jax.Array
+    total_grad_evals: jax.Array
+    total_density_evals: jax.Array
+    lost_evals: jax.Array
+    kernel_state: Any
+    info: Any
+    adapt_state: AdaptationState
+    rng_key: jax.Array
+
+
+#: Axes of `vmap` over chains: they share `i`, and nothing else.
+ACROSS_CHAINS = NutfreeState(*[0] * len(NutfreeState._fields))._replace(i=None)
+
+
+def as_float(x):
+    return jnp.asarray(x, jnp.result_type(x, float))
+
+
+def strongly_typed(x):
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return x
+    return jax.lax.convert_element_type(x, x.dtype)
+
+
+def compensated_add(total, term, lost):
+    """Compensated `total + term` and what rounding has lost (Kahan 1965)."""
+    term = term + lost
+    new = total + term
+    return new, term - (new - total)
+
+
+def typed_key(rng_key):
+    """A typed key from a typed or a legacy one."""
+    if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
+        return rng_key
+    return jax.random.wrap_key_data(rng_key)
+
+
+def like_key(rng_key, like):
+    """A typed key in the form of `like`."""
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return rng_key
+    return jax.random.key_data(rng_key)
+
+
+def is_batch(rng_key) -> bool:
+    typed = jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
+    return jnp.ndim(rng_key) > (0 if typed else 1)
+
+
+def split_key(rng_key, batched: bool):
+    """Three keys: of the chain, of its starting point, of its pilot."""
+    split = partial(jax.random.split, num=3)
+    if batched:
+        return jnp.swapaxes(jax.vmap(split)(rng_key), 0, 1)
+    return split(rng_key)

@@ -37,7 +37,7 @@ def slow_fast(
     width: Callable[[jax.Array], jax.Array] | jax.Array,
     step_size: float | jax.Array = 1.0,
     restart: Callable[..., jax.Array] | None = None,
-    restart_above: float | jax.Array = 0.0,
+    restart_above: float | jax.Array = jnp.inf,
     reach: float | jax.Array = 1.0,
 ) -> Denoiser:
     """Fast Langevin on the tilted density, its state carried along the path.

@@ -4,6 +4,7 @@ A path is walked with any denoiser, an estimate of D(m, s) = E[X | X + s z = m].
 the exact D what remains is the path's own error, of the discretised dynamics.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -37,8 +38,9 @@ def annealed_path(
     denoiser: Denoiser,
     levels: jax.Array,
     *,
+    dim: int,
     base_scale: jax.Array,
-    width: jax.Array,
+    width: Callable[[jax.Array], jax.Array] | jax.Array,
     step_size: float | jax.Array = 1.0,
     count: jax.Array | int = 0,
 ) -> PathEnd:
@@ -59,25 +61,29 @@ def annealed_path(
         rng_key: a key.
         denoiser: the estimate of D.
         levels: (levels,), decreasing values of s / sigma.
-        base_scale: sigma, (d,): the standard deviation of the posterior, or more.
-        width: w, (d,): how wide a single mode is.
+        dim: d.
+        base_scale: sigma: the standard deviation of the posterior, or more.
+        width: w, (d,), how wide a mode is, or a function of m that gives it; the path
+            is unstable in modes much narrower than this.
         step_size: h.
         count: evaluations so far.
     """
     first_key, path_key = jax.random.split(rng_key)
-    x = base_scale * jax.random.normal(first_key, base_scale.shape, base_scale.dtype)
+    x = base_scale * jax.random.normal(first_key, (dim,), levels.dtype)
 
     def level(i, carry):
         x, state, count = carry
         denoise_key, noise_key = jax.random.split(jax.random.fold_in(path_key, i))
         share = 1.0 / (1.0 + levels[i] ** 2)
         root = jnp.sqrt(share)
+        m = x / root
         estimate, state, count = denoiser.step(
-            denoise_key, state, x / root, levels[i] * base_scale, count
+            denoise_key, state, m, levels[i] * base_scale, count
         )
+        w = width(m) if callable(width) else width
         noise_variance = (1.0 - share) * base_scale**2
         score = (root * estimate - x) / noise_variance
-        variance = share * width**2 + noise_variance
+        variance = share * w**2 + noise_variance
         decay = jnp.exp(-step_size)
         xi = jax.random.normal(noise_key, x.shape, x.dtype)
         x = x + (1.0 - decay) * variance * score
@@ -94,8 +100,9 @@ def looks_path(
     denoiser: Denoiser,
     num_looks: int,
     *,
+    dim: int,
     base_scale: jax.Array,
-    noise: jax.Array | float,
+    noise: jax.Array,
     num_steps: int,
     step_size: float | jax.Array = 0.7,
     friction: float | jax.Array = 1.0,
@@ -114,16 +121,16 @@ def looks_path(
         rng_key: a key.
         denoiser: the estimate of D.
         num_looks: M.
-        base_scale: (d,), standard deviation of the posterior, where the first starts.
-        noise: sigma.
+        dim: d.
+        base_scale: the standard deviation of the posterior, where the first starts.
+        noise: sigma, an array, whose type the path has.
         num_steps: Langevin steps for each look.
         step_size: in units of sigma, the standard deviation of a look.
         friction: of the velocity, per unit of time.
         count: evaluations so far.
     """
     first_key, path_key = jax.random.split(rng_key)
-    shape, dtype = base_scale.shape, base_scale.dtype
-    noise = jnp.broadcast_to(jnp.asarray(noise, dtype), shape)
+    shape, dtype = (dim,), noise.dtype
     y = jnp.sqrt(base_scale**2 + noise**2) * jax.random.normal(first_key, shape, dtype)
     half = 0.5 * step_size
     decay = jnp.exp(-friction * step_size)

@@ -91,8 +91,9 @@ def build_kernel(
             path_key,
             denoiser,
             num_looks,
-            base_scale=base_scale * jnp.ones_like(x),
-            noise=sigma,
+            dim=x.size,
+            base_scale=base_scale,
+            noise=jnp.asarray(sigma, x.dtype),
             num_steps=num_look_steps,
             step_size=LOOK_STEP_SIZE,
         )

@@ -117,11 +117,14 @@ def build_kernel(
         evaluate = counted_value_and_grad(target)
         path_key, polish_key = jax.random.split(rng_key)
 
+        def nearest_width(u):
+            return conditional_width(modes, u)
+
         denoiser = slow_fast(
             target,
             num_steps=num_fast_steps,
             step_size=FAST_STEP_SIZE,
-            width=lambda y: conditional_width(modes, y),
+            width=nearest_width,
             restart=None
             if restart == "look"
             else lambda key, m, s: draw_given_look(key, modes, m, s),
@@ -131,8 +134,9 @@ def build_kernel(
             path_key,
             denoiser,
             noise_levels(num_levels, FIRST_NOISE, 0.5 * jnp.min(width) / base_scale),
-            base_scale=base_scale * jnp.ones_like(x),
-            width=width,
+            dim=x.size,
+            base_scale=base_scale,
+            width=nearest_width,
             step_size=SLOW_STEP_SIZE,
         )
         previous = standardised_point(state, center, scale)

@@ -1,0 +1,94 @@
+"""What the pilot finds; deterministic for its seed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nutfree.adaptation.pilot import run_pilot
+from nutfree.target import Prior, Target
+
+ANGLES = np.arange(8) * np.pi / 4
+RING = 10 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1)
+
+
+def pilot(logdensity, position, seed=0, prior=None, **options):
+    target = Target(logdensity, position=position, prior=prior)
+    return jax.jit(lambda key: run_pilot(key, position, target, **options))(
+        jax.random.key(seed)
+    )
+
+
+def ring(x, weights=np.full(8, 1 / 8), scales=np.full(8, 0.7)):
+    squares = jnp.sum((x - RING) ** 2, axis=-1) / scales**2
+    return jax.nn.logsumexp(jnp.log(weights) - 2 * jnp.log(scales) - 0.5 * squares)
+
+
+def test_all_modes_are_found_with_their_weights():
+    weights = np.random.default_rng(0).dirichlet(np.ones(8))
+    scales = np.linspace(0.5, 1.0, 8)
+    found = pilot(lambda x: ring(x, weights, scales), jnp.zeros(2))
+    share = np.exp(found.modes.log_weight)
+    centers = np.asarray(found.center + found.scale * found.modes.center)[share > 1e-4]
+    distance = np.linalg.norm(centers[:, None] - RING, axis=-1)
+    assert len(centers) == 8
+    assert distance.min(0).max() < 0.02
+    np.testing.assert_allclose(
+        share[share > 1e-4], weights[distance.argmin(1)], atol=0.005
+    )
+
+
+def test_center_and_scale_are_those_of_the_posterior():
+    found = pilot(ring, jnp.array([3.0, -4.0]), num_starts=256)
+    np.testing.assert_allclose(found.center, 0.0, atol=0.05)
+    np.testing.assert_allclose(found.scale, np.sqrt(50 + 0.49), rtol=0.01)
+    np.testing.assert_allclose(found.width * found.scale, 0.7, rtol=0.01)
+
+
+def test_units_of_a_prior_carry_over():
+    sd = jnp.array([1e-4, 1.0, 1e5])
+    prior = Prior(lambda key: 5 * sd * jax.random.normal(key, (3,)), None)
+    found = pilot(lambda x: -0.5 * jnp.sum((x / sd) ** 2), 3 * sd, prior=prior)
+    np.testing.assert_allclose(found.scale, sd, rtol=0.01)
+    np.testing.assert_allclose(found.center / sd, 0.0, atol=0.02)
+
+
+def test_correlated_gaussian_has_its_axes():
+    covariance = np.array([[1.0, 0.9], [0.9, 1.0]])
+    precision = np.linalg.inv(covariance)
+    found = pilot(lambda x: -0.5 * x @ precision @ x, jnp.ones(2))
+    axes, width = found.modes.axes[0], found.modes.width[0]
+    scale = np.asarray(found.scale)
+    np.testing.assert_allclose(
+        (axes * width**2) @ axes.T * scale * scale[:, None], covariance, atol=0.02
+    )
+    np.testing.assert_allclose(found.scale, 1.0, rtol=0.02)
+    np.testing.assert_allclose(found.width * found.scale, 0.19**0.5, rtol=0.02)
+
+
+def test_many_dimensions_use_the_diagonal():
+    sd = jnp.logspace(-1, 1, 100)
+    found = pilot(lambda x: -0.5 * jnp.sum((x / sd) ** 2), jnp.ones(100), num_starts=16)
+    assert found.modes.axes.size == 0
+    np.testing.assert_allclose(found.scale, sd, rtol=0.05)
+
+
+def test_starts_without_density_are_dropped():
+    def half(x):
+        return jnp.where(x[0] > 0.0, -0.5 * jnp.sum((x - 2.0) ** 2), jnp.nan)
+
+    found = pilot(half, jnp.ones(2))
+    assert all(np.isfinite(leaf).all() for leaf in found._replace(modes=0.0)[:-1])
+    np.testing.assert_allclose(found.center, 2.0, atol=0.05)
+
+
+def test_evaluations_are_counted():
+    found = pilot(ring, jnp.zeros(2), num_starts=10, num_steps=7)
+    # a descent's gradients, and two for each of the curvature's two columns
+    assert found.num_grad_evals == 10 * (7 + 2 * 2)
+
+
+def test_same_point_everywhere_is_no_division_by_zero():
+    prior = Prior(lambda key: jnp.zeros(2), None)
+    found = pilot(ring, jnp.zeros(2), prior=prior, num_starts=4)
+    assert np.isfinite(found.scale).all()
+    assert (found.scale > 0).all()

@@ -93,24 +93,23 @@ def init(position, logdensity_fn, rng_key=None, *, num_particles: int = 128):
     return EnsembleState(position, logdensity_fn(position), none, none, jnp.asarray(-1))
 
 
-def _advance(num_particles: int, num_refresh: int, logdensity):
+def _advance(logdensity):
     """One step of the ensemble on its way, N density evaluations.
 
-    Returns `(rng_key, ensemble, directions, step, params) -> (ensemble, count)`;
-    `directions` is `(N, d)`, the ensemble whose differences the Metropolis steps
-    propose.
+    Returns `(rng_key, ensemble, directions, step, last, **params) -> (ensemble, count,
+    effective share)`. Step `last` of the path is the jump; `directions`, `(N, d)`, is
+    the ensemble whose differences the Metropolis steps propose.
     """
-    last = num_particles - num_refresh - 1  # the step of the path that jumps
     evaluate = jax.vmap(logdensity)
 
-    def advance(rng_key, ensemble, directions, step, center, scale, end_time):
+    def advance(rng_key, ensemble, directions, step, last, center, scale, end_time):
         node_key, noise_key, jump_key, move_key, accept_key = jax.random.split(
             rng_key, 5
         )
         y = ensemble.particles
         n = y.shape[0]
         on_path = step <= last
-        t = jnp.minimum(step / max(last, 1), 1.0).astype(y.dtype) * end_time
+        t = (jnp.minimum(step / last, 1.0) * end_time).astype(y.dtype)
         nodes = draw_nodes(node_key, y, t)
         proposals = _differential_evolution(move_key, y, directions)
         points = jnp.where(on_path, center + nodes @ scale.T, proposals)
@@ -119,7 +118,7 @@ def _advance(num_particles: int, num_refresh: int, logdensity):
 
         weights = ensemble_weights(y, nodes, log_ratio(values, nodes), t)
         mean = weights.values @ nodes
-        moved = follmer_step(noise_key, y, mean, t, end_time / max(last, 1))
+        moved = follmer_step(noise_key, y, mean, t, end_time / last)
         chosen = jump(jump_key, weights)
         arrived = Ensemble(points[chosen], values[chosen], ensemble.weight_ess)
         log_uniform = jnp.log(jax.random.uniform(accept_key, (n,), y.dtype))
@@ -169,15 +168,13 @@ def build_kernel(*, num_particles: int = 128, num_refresh: int | None = None):
     `end_time` is where the path ends; `center`, `(d,)`, and `scale`, `(d, d)`, are the
     reference; `ensemble` is the first `Ensemble` that draws are taken from.
     """
-    num_refresh = _num_refresh(num_particles, num_refresh)
+    last = num_particles - 1 - _num_refresh(num_particles, num_refresh)
 
     def kernel(
         rng_key, state, logdensity_fn, center, scale, end_time, ensemble
     ) -> tuple[EnsembleState, EnsembleInfo]:
         x, unravel = ravel_pytree(state.position)
-        advance = _advance(
-            num_particles, num_refresh, lambda v: logdensity_fn(unravel(v))
-        )
+        advance = _advance(lambda v: logdensity_fn(unravel(v)))
         finished = select(state.step < 0, ensemble, state.finished)
         step = jnp.maximum(state.step, 0)
 
@@ -186,7 +183,14 @@ def build_kernel(*, num_particles: int = 128, num_refresh: int | None = None):
         position = jnp.where(finite, drawn, x)
         logdensity = jnp.where(finite, value, state.logdensity)
         moving, count, _ = advance(
-            rng_key, state.moving, finished.particles, step, center, scale, end_time
+            rng_key,
+            state.moving,
+            finished.particles,
+            step,
+            last,
+            center,
+            scale,
+            end_time,
         )
         info = EnsembleInfo(
             finished.weight_ess, finished.weight_ess < COLLAPSED_ESS, count
@@ -216,17 +220,18 @@ def warmup(
 
     During warm-up the reference becomes the mean over the ensembles so far.
     """
-    num_refresh = _num_refresh(num_particles, num_refresh)
+    last = num_particles - 1 - _num_refresh(num_particles, num_refresh)
 
-    def run(rng_key, x, logdensity, params, num_refresh):
+    def run(rng_key, x, logdensity, params, last):
         """A whole ensemble, and the effective share of the weights at each step."""
-        advance = _advance(num_particles, num_refresh, logdensity)
-        last = num_particles - num_refresh - 1
+        advance = _advance(logdensity)
 
         def body(carry, inputs):
             ensemble, directions, total = carry
             step, key = inputs
-            ensemble, count, share = advance(key, ensemble, directions, step, **params)
+            ensemble, count, share = advance(
+                key, ensemble, directions, step, last, **params
+            )
             # without an earlier ensemble the differences are those at the jump
             directions = jnp.where(step == last, ensemble.particles, directions)
             return (ensemble, directions, total + count), share
@@ -241,7 +246,7 @@ def warmup(
     def init(rng_key, position, target, num_steps) -> AdaptationState:
         del num_steps
         x, unravel = ravel_pytree(position)
-        fit_key, end_key, run_key = jax.random.split(rng_key, 3)
+        fit_key, run_key = jax.random.split(rng_key)
 
         def logdensity(v):
             return target(unravel(v))
@@ -249,18 +254,32 @@ def warmup(
         center, covariance, num_fit = fit_reference(
             fit_key, position, target, num_pilot_draws, max_pilot_rounds
         )
-        params = reference(center, covariance)._asdict()
-        trial = {**params, "end_time": jnp.asarray(LATEST_END, x.dtype)}
-        _, shares, num_trial = run(end_key, x, logdensity, trial, 0)
-        enough = jnp.cumprod(shares >= PATH_ESS)
-        last_good = jnp.maximum(jnp.sum(enough) - 1, 0)
-        params["end_time"] = LATEST_END * last_good.astype(x.dtype) / (shares.size - 1)
-        first, _, num_run = run(run_key, x, logdensity, params, num_refresh)
+        gaussian = reference(center, covariance)._asdict()
+
+        def run_to(end_time, inputs):
+            """A run, and the last time at which its weights were sound."""
+            key, last = inputs
+            params = {**gaussian, "end_time": end_time}
+            ensemble, shares, count = run(key, x, logdensity, params, last)
+            num_sound = jnp.sum(jnp.cumprod(shares >= PATH_ESS))
+            sound_until = end_time * jnp.maximum(num_sound - 1, 0) / last
+            return sound_until.astype(x.dtype), (ensemble, end_time, count)
+
+        # the path alone to see how far it goes, then the first ensemble: a loop of
+        # two, which is compiled once
+        lasts = jnp.asarray([num_particles - 1, last])
+        _, runs = jax.lax.scan(
+            run_to,
+            jnp.asarray(LATEST_END, x.dtype),
+            (jax.random.split(run_key), lasts),
+        )
+        first, end_time, num_run = jax.tree.map(lambda leaf: leaf[1], runs)
+        num_trial = runs[2][0]
+        params = {**gaussian, "end_time": end_time, "ensemble": first}
 
         best = jnp.argmax(first.logdensity)
         finite = jnp.isfinite(first.logdensity[best])
         start = unravel(jnp.where(finite, first.particles[best], x))
-        params["ensemble"] = first
         inner = (center, covariance, jnp.asarray(PILOT_COUNT))
         count = num_fit + num_trial + num_run
         return AdaptationState(params, start, num_density_evals=count, inner=inner)

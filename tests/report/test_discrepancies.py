@@ -164,3 +164,14 @@ def test_scores_are_those_of_a_pytree_density():
     np.testing.assert_allclose(found[:, 0], -draws["a"], rtol=1e-5)
     assert found.shape == (5, 3)
     assert jax.numpy.isfinite(found).all()
+
+
+def test_tails_and_bent_modes_make_no_modes_of_their_own():
+    for seed in range(5):
+        two = normal(seed, 1600, 1)
+        two[:900] += 16.0
+        assert find_modes(two).max() == 1
+        bent = normal(seed, 4000, 2)
+        bent[:, 1] = 0.1 * bent[:, 1] + bent[:, 0] ** 2
+        # a far tail may come loose; it holds next to nothing
+        assert np.bincount(find_modes(bent))[0] > 0.97 * len(bent)

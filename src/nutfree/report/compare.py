@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "compare"]
 
-KernelLike = str | tuple[str, Mapping[str, Any]] | MCMCKernel
+type KernelLike = str | tuple[str, Mapping[str, Any]] | MCMCKernel
 COLUMNS = (
     "ess_bulk",
     "ess_tail",
@@ -284,7 +284,7 @@ def _table(
 ) -> "pd.DataFrame":
     import pandas as pd
 
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name, entry in entries.items():
         if name in failed:
             kind = (

@@ -72,12 +72,12 @@ def to_arviz(
     if isinstance(prior, int):
         prior = _prior_draws(adapter, prior)
     with rc_context(rc={"data.sample_dims": ["chain", "draw"]}):
-        converter = NumPyroConverter(
+        converter: Any = NumPyroConverter(
             posterior=adapter,
             prior=prior,
             log_likelihood=log_likelihood and adapter.model is not None,
             coords=coords,
-            dims=dims,
+            dims=None if dims is None else dict(dims),
             pred_dims={},
         )
         groups = {
@@ -177,7 +177,9 @@ def _prior_draws(adapter, num: int) -> dict[str, Any]:
 def _plain_names(dataset: "xr.Dataset") -> "xr.Dataset":
     """Names without a slash, which a DataTree reads as a path."""
     names = [*dataset.variables, *dataset.dims]
-    return dataset.rename({n: n.replace("/", ".") for n in set(names) if "/" in str(n)})
+    return dataset.rename(
+        {n: str(n).replace("/", ".") for n in set(names) if "/" in str(n)}
+    )
 
 
 def _run_attrs(
@@ -196,10 +198,10 @@ def _run_attrs(
     if isinstance(sampler, HMC):
         evals["num_density_evals"] = 0.0
         if "n_steps" in stats:
-            warmup = attrs.get("warmup_grad_evals")
-            known = warmup is not None and not math.isnan(float(warmup))
+            warmup = float(attrs.get("warmup_grad_evals") or math.nan)
+            known = not math.isnan(warmup)
             drawn = float(stats["n_steps"].sum())
-            evals["num_grad_evals"] = drawn + (float(warmup) if known else 0.0)
+            evals["num_grad_evals"] = drawn + (warmup if known else 0.0)
             evals["warmup_counted"] = known
     return {
         "kernel": spec.name if spec is not None else type(sampler).__name__.lower(),

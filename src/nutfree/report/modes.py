@@ -72,8 +72,12 @@ def _local_scale(x: NDArray, share: float = 0.05) -> NDArray:
     return np.where(width > 1e-6 * spread, width, np.where(spread > 0, spread, 1.0))
 
 
-def _connected(a: NDArray, b: NDArray, depth: float) -> bool:
-    """Whether two cells' draws show no valley along the line through their means."""
+def _connected(a: NDArray, b: NDArray, depth: float, *, nearest: bool) -> bool:
+    """Whether two cells' draws show no valley along the line through their means.
+
+    Next neighbours are given the benefit of counting noise: the few draws of a tail
+    leave gaps by chance.
+    """
     axis = b.mean(0) - a.mean(0)
     length = np.linalg.norm(axis)
     if length == 0:
@@ -90,7 +94,8 @@ def _connected(a: NDArray, b: NDArray, depth: float) -> bool:
     density = np.exp(-0.5 * ((grid[:, None] - together) / width) ** 2).sum(1)
     valley = int(density[5:-5].argmin()) + 5
     peak = min(density[: valley + 1].max(), density[valley:].max())
-    return bool(density[valley] > depth * peak)
+    low = density[valley]
+    return bool(low + nearest * (1.0 + np.sqrt(low)) > depth * peak)
 
 
 def find_modes(
@@ -133,14 +138,18 @@ def find_modes(
         _, _, axes = np.linalg.svd(thin(x, max_draws), full_matrices=False)
         x = x @ axes[:num_axes].T
     core = thin(x, max_draws)
-    num_cells = min(num_cells, len(core) // 10)
+    num_cells = min(num_cells, max(len(core) // 40, 2))
     cut = KMeans(num_cells, n_init=2, random_state=0).fit(core)
     cells = [core[cut.labels_ == k] for k in range(num_cells)]
+    gaps = squared_distances(cut.cluster_centers_, cut.cluster_centers_)
+    np.fill_diagonal(gaps, np.inf)
+    next_to = gaps.argmin(1)
     joined = np.zeros((num_cells, num_cells), dtype=bool)
     for i in range(num_cells):
         for j in range(i):
             if len(cells[i]) > 1 and len(cells[j]) > 1:
-                joined[i, j] = _connected(cells[i], cells[j], depth)
+                nearest = bool(next_to[i] == j or next_to[j] == i)
+                joined[i, j] = _connected(cells[i], cells[j], depth, nearest=nearest)
     _, mode_of = connected_components(joined, directed=False)
     share = np.bincount(mode_of, np.bincount(cut.labels_, minlength=num_cells))
     heavy = np.flatnonzero(share >= min_weight * len(core))

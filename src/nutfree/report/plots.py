@@ -44,7 +44,7 @@ def _figure(width: float, height: float) -> "Figure":
 
 def _tidy(axes: "Axes", *, grid: str | None = None) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=16)
+    axes.tick_params(labelsize=9)
     if grid:
         axes.grid(axis=grid, color="#e6e6e6", linewidth=0.8)  # type: ignore[arg-type]
         axes.set_axisbelow(True)
@@ -116,9 +116,9 @@ def plot_draws(
                 _density(axes, scalars[down], across)
             else:
                 _scatter(axes, scalars, across, down, step, size=9)
-            axes.set_xlabel(across if row == count - 1 else "", fontsize=16)
+            axes.set_xlabel(across if row == count - 1 else "", fontsize=9)
             shown = down if column == 0 and row > 0 else ""
-            axes.set_ylabel(shown, fontsize=16)
+            axes.set_ylabel(shown, fontsize=9)
             axes.tick_params(labelsize=8, labelbottom=row == count - 1)
             if column and column != row:
                 axes.tick_params(labelleft=False)
@@ -133,7 +133,7 @@ def _density(axes: "Axes", values: Any, name: str) -> None:
     for chain, drawn in enumerate(values):
         axes.hist(
             drawn,
-            bins=edges,
+            bins=list(edges),
             histtype="step",
             density=True,
             linewidth=1.2,
@@ -198,7 +198,7 @@ def plot_trace(
         for chain, values in enumerate(scalars[name]):
             color = PALETTE[chain % len(PALETTE)]
             axes.plot(values, linewidth=0.6, alpha=0.8, color=color)
-        axes.set_ylabel(name, fontsize=16)
+        axes.set_ylabel(name, fontsize=9)
         _tidy(axes)
     axes.set_xlabel("draw")
     figure.suptitle(_kernel(tree), fontsize=11)
@@ -265,7 +265,7 @@ def plot_ess(trees: Mapping[str, xr.DataTree] | xr.DataTree) -> "Figure":
     axes.set_ylabel("bulk ESS, worst parameter")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.legend(frameon=False, fontsize=16)
+    axes.legend(frameon=False, fontsize=9)
     _tidy(axes, grid="y")
     return figure
 
@@ -279,7 +279,7 @@ def _spent(tree: xr.DataTree, draws: int) -> tuple[np.ndarray, str]:
         ("num_density_evals", "num_density_evals", "density evaluations"),
     ):
         if name in stats and float(stats[name].sum()) > 0:
-            each = stats[name].sum("chain").values.cumsum()
+            each = np.cumsum(stats[name].sum("chain").to_numpy())
             before = float(stats.attrs.get(total, each[-1])) - float(each[-1])
             return each + max(before, 0.0), unit
     return np.arange(1, draws + 1) * stats.sizes.get("chain", 1), "draws"
@@ -323,8 +323,9 @@ def _bars(
         bar.set_facecolor(color if good else "white")
         bar.set_edgecolor(color)
         bar.set_hatch("" if good else "////")
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
     labels = ["–" if np.isnan(v) else f"{v:.3g}" for v in np.asarray(values, float)]
-    axes.bar_label(bars, labels=labels, padding=4, fontsize=16)
+    axes.bar_label(bars, labels=labels, padding=4, fontsize=9, bbox=box)
     axes.set_xlim(0, 1.18 * max(heights.max(), 1e-12))
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()

@@ -26,10 +26,10 @@ __all__ = ["to_arviz"]
 def to_arviz(
     mcmc: MCMC,
     *,
-    prior: Mapping[str, Any] | int | None = None,
+    prior: dict[str, Any] | int | None = None,
     log_likelihood: bool = False,
-    coords: Mapping[str, Any] | None = None,
-    dims: Mapping[str, list[str]] | None = None,
+    coords: dict[str, Any] | None = None,
+    dims: dict[str, list[str]] | None = None,
     **attrs: Any,
 ) -> "xr.DataTree":
     """Convert a finished NumPyro ``MCMC``, of any kernel, to an ArviZ ``DataTree``.
@@ -77,7 +77,7 @@ def to_arviz(
             prior=prior,
             log_likelihood=log_likelihood and adapter.model is not None,
             coords=coords,
-            dims=None if dims is None else dict(dims),
+            dims=dims,
             pred_dims={},
         )
         groups = {

@@ -131,7 +131,11 @@ def test_pilot_alone_tunes_scales_that_differ_by_a_hundred():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["myula", "rbmumla"])
 def test_bayesian_lasso_agrees_with_nuts(name):
-    """Means within 0.1 sd and sds within 10 % of 4 x 4,000 NUTS draws."""
+    """Means within 0.12 sd and sds within 10 % of 4 x 4,000 NUTS draws.
+
+    Effective draws are some 1,000 for the collinear coefficients, 0.03 sd of error;
+    both bounds are more than 3 sd of that.
+    """
     from numpyro.infer import MCMC, NUTS
 
     import models
@@ -154,9 +158,9 @@ def test_bayesian_lasso_agrees_with_nuts(name):
         return mcmc.get_samples()
 
     reference = run(NUTS(zoo.model, target_accept_prob=0.95), 4000, 1)
-    ours = run(kernel(name, model=zoo.model), 20_000, 5)
+    ours = run(kernel(name, model=zoo.model), 60_000, 10)
     for site in ("beta", "sigma"):
         sd = reference[site].std(0)
         shift = (ours[site].mean(0) - reference[site].mean(0)) / sd
-        np.testing.assert_allclose(shift, 0, atol=0.1)
+        np.testing.assert_allclose(shift, 0, atol=0.12)
         np.testing.assert_allclose(ours[site].std(0) / sd, 1, atol=0.1)

@@ -8,6 +8,7 @@ from nutfree.adaptation.pilot import run_pilot
 from nutfree.target import Prior, Target
 
 ANGLES = np.arange(8) * np.pi / 4
+EVEN, WIDTHS = np.full(8, 1 / 8), np.full(8, 0.7)
 RING = 10 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1)
 
 
@@ -18,7 +19,7 @@ def pilot(logdensity, position, seed=0, prior=None, **options):
     )
 
 
-def ring(x, weights=np.full(8, 1 / 8), scales=np.full(8, 0.7)):
+def ring(x, weights=EVEN, scales=WIDTHS):
     squares = jnp.sum((x - RING) ** 2, axis=-1) / scales**2
     return jax.nn.logsumexp(jnp.log(weights) - 2 * jnp.log(scales) - 0.5 * squares)
 

@@ -69,18 +69,16 @@ def test_looks_path_on_a_gaussian_has_the_law_of_its_recursion():
     num_looks, sigma, num_steps, step = 5, 1.2, 3, 0.7
     half, decay = step / 2, np.exp(-step)
     # rows and columns: y, velocity, mean of the earlier looks
-    covariance = np.diag([1 + sigma**2, 0.0, 0.0])
+    covariance = np.diag([1 + sigma**2, 1.0, 0.0])
     for m in range(1, num_looks + 1):
-        covariance[1], covariance[:, 1] = 0.0, 0.0
-        covariance[1, 1] = 1.0
         shrink = SD**2 / (SD**2 + sigma**2 / m)
         drift = np.eye(3)
-        drift[0, 1] = half * sigma
+        drift[0, 1] = step * sigma
         force = np.array([shrink / m - 1, 0.0, shrink * (m - 1) / m]) / sigma
         kick = np.eye(3)
         kick[1] = decay * np.array([0, 1, 0]) + half * (1 + decay) * force
         for _ in range(num_steps):
-            step_matrix = drift @ kick @ drift
+            step_matrix = drift @ kick
             covariance = step_matrix @ covariance @ step_matrix.T
             thermal = drift @ np.diag([0, 1 - decay**2, 0]) @ drift.T
             covariance = covariance + thermal
@@ -101,3 +99,23 @@ def test_looks_path_on_a_gaussian_has_the_law_of_its_recursion():
     )
     assert abs(draws.mean()) < 5 * np.sqrt(covariance[2, 2] / len(draws))
     assert abs(draws.var() / covariance[2, 2] - 1) < 5 * np.sqrt(2 / len(draws))
+
+
+def test_mean_of_many_looks_has_the_smoothed_law():
+    num_looks, sigma = 16, 1.5
+    draws = ends(
+        lambda key: looks_path(
+            key,
+            GAUSSIAN,
+            num_looks,
+            dim=1,
+            base_scale=SD,
+            noise=jnp.asarray(sigma),
+            num_steps=8,
+            step_size=0.7,
+        ),
+        20_000,
+    )
+    expected = SD**2 + sigma**2 / num_looks
+    # one standard error is 1 %
+    assert abs(draws.var() / expected - 1) < 0.1

@@ -77,5 +77,6 @@ def test_moves_are_counted_one_gradient_each():
 def test_a_start_that_is_not_finite_is_replaced():
     otherwise = Point(jnp.zeros(2), *EVALUATE(jnp.zeros(2), 0)[:2])
     point, lost, count = start_at(jnp.array([jnp.nan, 0.0]), otherwise, EVALUATE, 3)
-    assert lost and count == 4
+    assert lost
+    assert count == 4
     np.testing.assert_array_equal(point.u, otherwise.u)

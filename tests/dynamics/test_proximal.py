@@ -101,3 +101,19 @@ def test_laplace_term_passes_through_transformations():
     terms = LaplaceTerm(jnp.zeros(3), jnp.array([1.0, 2.0, 4.0]))
     values = jax.jit(jax.vmap(lambda term: term.value(jnp.asarray(2.0))))(terms)
     np.testing.assert_allclose(values, [2.0, 1.0, 0.5])
+
+
+def test_smoothing_leaves_a_laplace_normaliser_to_a_higher_order():
+    """By quadrature: what an unknown scale sees of the smoothing of its sites."""
+    term, x = LaplaceTerm(0.0, 1.0), np.linspace(-30, 30, 60_001, dtype=np.float32)
+
+    def errors(potential):
+        steps = (0.2, 0.1, 0.05)
+        mass = [np.exp(-jax.vmap(lambda x: potential(x, s))(x)) for s in steps]
+        return [abs(float(np.sum(m, dtype=float)) * 1e-3 / 2 - 1) for m in mass]
+
+    raised = errors(lambda x, step: smoothed(term, x, step, 1.0))
+    plain = errors(lambda x, step: moreau_envelope(term, x, step))
+    assert raised[2] < raised[0] / 10
+    assert raised[0] < plain[0] / 10
+    assert plain[2] > plain[0] / 5

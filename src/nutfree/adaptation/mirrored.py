@@ -28,22 +28,22 @@ MAX_STEP = 0.1
 
 
 class Moments(NamedTuple):
-    """Welford's count, mean and sum of squares of one window."""
+    """Welford's number, mean and sum of squares of one window."""
 
-    count: jax.Array
+    num: jax.Array
     mean: jax.Array
     squares: jax.Array
 
     def add(self, x) -> "Moments":
-        count = self.count + 1
-        mean = self.mean + (x - self.mean) / count
-        return Moments(count, mean, self.squares + (x - self.mean) * (x - mean))
+        num = self.num + 1
+        mean = self.mean + (x - self.mean) / num
+        return Moments(num, mean, self.squares + (x - self.mean) * (x - mean))
 
     def variances(self) -> jax.Array:
         """Shrunk, as in Stan, to a thousandth: of one, or of the mean if smaller."""
-        variances = self.squares / jnp.maximum(self.count - 1, 1)
+        variances = self.squares / jnp.maximum(self.num - 1, 1)
         small = 1e-3 * jnp.minimum(jnp.mean(variances), 1.0)
-        return (self.count * variances + 5 * small) / (self.count + 5)
+        return (self.num * variances + 5 * small) / (self.num + 5)
 
 
 class MirroredState(NamedTuple):

@@ -17,6 +17,7 @@ the law near the boundary is right to the order of the step however close one lo
 Barriers are therefore the default.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -48,7 +49,7 @@ class MirrorMap:
 
     def at(self, scale, center) -> "MirrorMap":
         """The same map in other units, `scale` and `center` of the shape of x."""
-        return replace(self, scale=scale, center=center)
+        return replace(self, scale=scale, center=center)  # type: ignore[type-var]
 
     def hessian(self, x):
         """The diagonal of the Hessian of phi, where it is all of it."""
@@ -403,7 +404,7 @@ def _clip_to_side(x, bound, sign, width=0.0):
 
 
 #: For each choice of geometry: map on the line, on a half-line, an interval, a simplex.
-GEOMETRIES = {
+GEOMETRIES: dict[str, tuple[Callable[..., MirrorMap], ...]] = {
     "barrier": (Euclidean, Barrier, IntervalBarrier, SimplexBarrier),
     "hyperbolic": (HyperbolicEntropy, Barrier, IntervalBarrier, SimplexBarrier),
     "entropy": (HyperbolicEntropy, BoltzmannShannon, FermiDirac, NegativeEntropy),

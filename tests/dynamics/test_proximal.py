@@ -108,9 +108,11 @@ def test_smoothing_leaves_a_laplace_normaliser_to_a_higher_order():
     term, x = LaplaceTerm(0.0, 1.0), np.linspace(-30, 30, 60_001, dtype=np.float32)
 
     def errors(potential):
-        steps = (0.2, 0.1, 0.05)
-        mass = [np.exp(-jax.vmap(lambda x: potential(x, s))(x)) for s in steps]
-        return [abs(float(np.sum(m, dtype=float)) * 1e-3 / 2 - 1) for m in mass]
+        def error(step):
+            density = np.exp(-jax.vmap(lambda x: potential(x, step))(x))
+            return abs(float(np.sum(density, dtype=float)) * 1e-3 / 2 - 1)
+
+        return [error(step) for step in (0.2, 0.1, 0.05)]
 
     raised = errors(lambda x, step: smoothed(term, x, step, 1.0))
     plain = errors(lambda x, step: moreau_envelope(term, x, step))

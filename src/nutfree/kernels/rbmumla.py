@@ -14,7 +14,7 @@ gamma. One gradient per transition.
 
 Where it differs from the paper: phi is in units of the posterior's scale, found in
 warm-up, so that it also preconditions; the default phi has a barrier where the paper
-has an entropy, and noise that is cut, both for the reasons in `dynamics.mirror`; and
+has an entropy, and bounded noise, both for the reasons in `dynamics.mirror`; and
 with the default geometry the envelope's Legendre function is quadratic. A site whose
 support has no mirror map is moved by its unconstrained value, with the Jacobian.
 """
@@ -94,7 +94,7 @@ class _Space:
         """Sites that move by their unconstrained values."""
         return [name for name, mirror in self.maps.items() if mirror is None]
 
-    def mirror(self, name: str, scales: Values | float, centers: Values | float):
+    def mirror(self, name: str, scales: Values, centers: Values):
         return (self.maps[name] or Euclidean()).at(scales[name], centers[name])
 
     def enter(self, position: Position) -> dict[str, jax.Array]:
@@ -116,7 +116,7 @@ class _Space:
         """The values of all sites, and the log Jacobian of those that have no map."""
         if not self.bare:
             return dict(coordinates), jnp.asarray(0.0)
-        free, log_det_mapped = {}, 0.0
+        free, log_det_mapped = {}, jnp.asarray(0.0)
         for name, w in coordinates.items():
             if self.maps[name] is not None:
                 transform = biject_to(self.split.supports[name])
@@ -159,10 +159,10 @@ class _Space:
 
 
 def _space(target: Target, geometry: str) -> _Space:
-    supports = target.split.supports
-    return _Space(
-        target.split, {k: mirror_for(supports[k], geometry) for k in supports}
-    )
+    split = target.split
+    assert split is not None  # hosts have called `require`
+    maps = {name: mirror_for(c, geometry) for name, c in split.supports.items()}
+    return _Space(split, maps)
 
 
 def init(

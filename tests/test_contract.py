@@ -173,11 +173,12 @@ def test_nothing_is_compiled_again_when_a_parameter_changes(name, target):
 def test_evaluation_counts_equal_an_independent_counter(name):
     counter = {"sum": 0.0}
 
-    def probe(weight):
-        def bump():
+    def probe(weight, position):
+        def bump(_):
             counter["sum"] += weight
 
-        jax.debug.callback(bump)
+        # with the position as argument, it is called for every member of a batch
+        jax.debug.callback(bump, position)
 
     target = gaussian_target(TEMPLATES["dict"](), probe)
     kernel = nf.kernel(name, target)

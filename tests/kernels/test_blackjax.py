@@ -79,7 +79,14 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("name", list(CHAINS))
+SLOW = {"hmc", "barker", "ghmc", "adjusted_mclmc", "rmh"}
+each_chain = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CHAINS],
+)
+
+
+@each_chain
 def test_gaussian_of_unequal_scales(name):
     draws, info, _, _ = sample(name, GAUSSIAN, GAUSSIAN.position, 600, CHAINS[name])
     x = np.asarray(draws["x"])
@@ -147,9 +154,10 @@ def test_elliptical_slice_finds_a_correlated_prior():
     np.testing.assert_allclose(np.cov(np.asarray(draws).T), covariance, atol=0.15)
 
 
-def test_mclmc_needs_two_dimensions():
+@pytest.mark.parametrize("name", ["mclmc", "adjusted_mclmc"])
+def test_microcanonical_kernels_need_two_dimensions(name):
     with pytest.raises(errors.MissingCapability, match="at least two"):
-        SPECS["mclmc"].init(jnp.zeros(1), jnp.sum)
+        SPECS[name].init(jnp.zeros(1), jnp.sum)
 
 
 @pytest.fixture(scope="module")

@@ -35,13 +35,18 @@ class MCLMCInfo(NamedTuple):
     num_grad_evals: jax.Array
 
 
-def init_mclmc(position, logdensity_fn, rng_key=None):
+def _check_dimension(name: str, position) -> None:
+    """On a line the momentum's direction has nowhere to turn to."""
     x, _ = ravel_pytree(position)
     if x.size < 2:
         raise MissingCapability(
-            "The kernel 'blackjax.mclmc' needs at least two parameters, and this "
+            f"The kernel 'blackjax.{name}' needs at least two parameters, and this "
             "posterior has one. Write 'blackjax.nuts' instead."
         )
+
+
+def init_mclmc(position, logdensity_fn, rng_key=None):
+    _check_dimension("mclmc", position)
     rng_key = jax.random.key(0) if rng_key is None else rng_key
     return blackjax.mclmc.init(position, logdensity_fn, rng_key)
 
@@ -60,6 +65,7 @@ def build_mclmc():
 
 
 def init_adjusted(position, logdensity_fn, rng_key=None):
+    _check_dimension("adjusted_mclmc", position)
     del rng_key
     return blackjax.adjusted_mclmc.init(position, logdensity_fn)
 

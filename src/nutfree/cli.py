@@ -68,14 +68,16 @@ def _load(path: Path) -> tuple[Any, tuple, dict[str, Any]]:
     if spec is None or spec.loader is None:
         raise _BadInput(f"'{path}' is not a Python file; its name should end in .py.")
     module = importlib.util.module_from_spec(spec)
-    # a model file may import its neighbours, as it could when run as a script
-    sys.path.insert(0, str(path.resolve().parent))
+    # a model file may import its neighbours, and the package it is part of
+    folder = path.resolve().parent
+    root = folder
+    while (root / "__init__.py").exists():
+        root = root.parent
+    sys.path[:0] = [str(folder), str(root)]
     try:
         spec.loader.exec_module(module)
     except (SyntaxError, ImportError) as error:
         raise _BadInput(f"'{path}' cannot be imported: {error}") from error
-    finally:
-        sys.path.pop(0)
     model = _function(module, "model", path, "a NumPyro model: def model(...): ...")
     data = _function(
         module, "data", path, "its arguments: def data(): return {'y': ...}"
@@ -109,10 +111,14 @@ def _options(pairs: list[str]) -> dict[str, Any]:
 
 
 def _show(frame: "pd.DataFrame", *, title: str | None = None) -> None:
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(
+        title=title, title_justify="left", header_style="bold", padding=(0, 1, 0, 0)
+    )
     for column in frame.columns:
         numeric = frame[column].dtype.kind in "fi"
-        table.add_column(str(column), justify="right" if numeric else "left")
+        table.add_column(
+            str(column), justify="right" if numeric else "left", no_wrap=numeric
+        )
     for row in frame.itertuples(index=False):
         table.add_row(*(_text(value) for value in row))
     console.print(table)
@@ -124,6 +130,8 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
+        if abs(value) >= 100:
+            return f"{value:,.0f}"
         return "–" if value != value else f"{value:.3g}"
     return escape(str(value))
 
@@ -241,9 +249,16 @@ def compare(
             progress_bar=progress,
             **kwargs,
         )
-        shown = ["ess_bulk", "r_hat", "divergences", "grad_evals", "seconds"]
-        shown += ["ess_per_second", "ksd", "ksd_floor", "mode_tv", "verdict"]
-        _show(found.table[shown].reset_index())
+        shown = ["ess_bulk", "r_hat", "grad_evals", "seconds", "ksd", "ksd_floor"]
+        shown += ["mode_tv", "mode_tv_floor"]
+        heads = {"ess_bulk": "ESS", "r_hat": "R-hat", "grad_evals": "gradients"}
+        heads |= {"ksd": "KSD", "ksd_floor": "floor", "mode_tv": "modes"}
+        heads |= {"mode_tv_floor": "floor "}
+        _show(found.table[shown].rename(columns=heads).reset_index(), title=f"{file}")
+        if found.modes.shape[1] > 1:
+            _show(found.modes.reset_index(), title="share of the draws in each mode")
+        for name, verdict in found.table["verdict"].items():
+            console.print(f"{name}: {verdict}", markup=False)
         console.print(found.recommendation, markup=False, style="bold")
         if folder is not None:
             found.to_html(folder / "report.html")

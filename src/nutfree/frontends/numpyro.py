@@ -281,15 +281,15 @@ def _shard(model: Callable, num_owners: int) -> Target:
     def logdensity(position):
         return target(position) - shared(position)
 
-    minibatch = target.minibatch
-    if minibatch is not None:
+    whole = target.minibatch
+    if whole is None:
+        return Target(logdensity)
 
-        def terms(position, indices):
-            outside, rows = minibatch.terms(position, indices)
-            return outside - shared(position), rows
+    def terms(position, indices):
+        outside, rows = whole.terms(position, indices)
+        return outside - shared(position), rows
 
-        minibatch = replace(minibatch, terms=terms)
-    return Target(logdensity, minibatch=minibatch)
+    return Target(logdensity, minibatch=replace(whole, terms=terms))
 
 
 def _started(model, seed: int):

@@ -59,7 +59,8 @@ class NutfreeState(NamedTuple):
 
 
 #: Axes of `vmap` over chains: they share `i`, and nothing else.
-ACROSS_CHAINS = NutfreeState(*[0] * len(NutfreeState._fields))._replace(i=None)
+_AXES: Any = {name: None if name == "i" else 0 for name in NutfreeState._fields}
+ACROSS_CHAINS = NutfreeState(**_AXES)
 
 
 def as_float(x):

@@ -55,6 +55,7 @@ class Comparison:
         recommendation: a sentence that starts with that name and says why.
         evidence: by kernel, what speaks against its run.
         options: by kernel, the options it ran with.
+        specs: by kernel, what the registry knows of it.
         target: the posterior, for plots.
     """
 
@@ -64,7 +65,23 @@ class Comparison:
     recommendation: str
     evidence: dict[str, Evidence] = field(repr=False)
     options: dict[str, dict[str, Any]] = field(repr=False)
+    specs: dict[str, registry.KernelSpec] = field(repr=False)
     target: "Target" = field(repr=False)
+
+    @property
+    def modes(self) -> "pd.DataFrame":
+        """Share of each kernel's draws in each mode that any of them found."""
+        import pandas as pd
+
+        shares = {name: e.mode_shares for name, e in self.evidence.items()}
+        table = pd.DataFrame.from_dict(shares, orient="index")
+        table.index.name = "kernel"
+        return table.rename(columns=lambda i: f"mode {i + 1}")
+
+    @property
+    def caveats(self) -> dict[str, str]:
+        """For each biased kernel, which option reduces the bias and what shows it."""
+        return {name: spec.bias for name, spec in self.specs.items() if spec.bias}
 
     def plot(self) -> "Figure":
         """The comparison at a glance, as a matplotlib figure."""
@@ -180,6 +197,7 @@ def compare(
         recommendation=sentence,
         evidence=evidence,
         options={name: _options(entry) for name, entry in entries.items()},
+        specs={k: s for k, e in entries.items() if (s := _spec(e)) is not None},
         target=target,
     )
 
@@ -296,19 +314,17 @@ def _table(
             continue
         found = evidence[name]
         verdict = "; ".join(found.problems) or "sound"
-        rows[name] = {**found.figures, "verdict": verdict + _caveat(entry)}
+        spec = _spec(entry)
+        if spec is not None and spec.guarantee == "biased":
+            verdict += " (a biased kernel)"
+        rows[name] = {**found.figures, "verdict": verdict}
     table = pd.DataFrame.from_dict(rows, orient="index")
     table = table.reindex(columns=[*COLUMNS, "verdict"])
     table.index.name = "kernel"
     return table
 
 
-def _caveat(entry: KernelLike) -> str:
-    """What a biased kernel's specification says of its bias."""
+def _spec(entry: KernelLike) -> registry.KernelSpec | None:
     if isinstance(entry, MCMCKernel):
-        spec = getattr(entry, "spec", None)
-    else:
-        spec = registry.get(entry if isinstance(entry, str) else entry[0])
-    if spec is None or spec.guarantee == "exact":
-        return ""
-    return f" (biased{': ' + spec.bias if spec.bias else ''})"
+        return getattr(entry, "spec", None)
+    return registry.get(entry if isinstance(entry, str) else entry[0])

@@ -98,6 +98,10 @@ def render(comparison: "Comparison") -> str:
         "</code></td></tr>"
         for name, chosen in comparison.options.items()
     )
+    caveats = "".join(
+        f"<li><b>{escape(name)}</b>: {escape(text)}.</li>"
+        for name, text in comparison.caveats.items()
+    )
     versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     best = comparison.best
     return f"""<!doctype html>
@@ -112,6 +116,7 @@ discrepancy (ksd) and the disagreement of mode weights between chains (mode_tv) 
 stand beside the value that exact draws stay below nineteen times in twenty.
 Evaluations are totals over chains, warm-up included where the kernel counts it; seconds
 include compilation.</p>
+{f"<h2>Bias</h2><ul>{caveats}</ul>" if caveats else ""}
 {figures}
 <h2>Options</h2><table>{options}</table>
 <h2>Versions</h2><p>{escape(versions)}</p>

@@ -47,8 +47,8 @@ class Evidence:
     notes: list[str] = field(default_factory=list)
     mode_shares: NDArray = field(default_factory=lambda: np.ones(1))
     """Share of the run's draws in each mode found by all runs together."""
-    missed: dict[str, tuple[int, float]] = field(default_factory=dict)
-    """By other run: how many of its modes this one never visited, and their share."""
+    missed: dict[str, NDArray] = field(default_factory=dict)
+    """By other run: which of its modes this one misses, or all but misses."""
 
     @property
     def valid(self) -> bool:
@@ -157,10 +157,16 @@ def judge(
         found[name].problems = _problems(found[name].figures, size)
     sound = [name for name, evidence in found.items() if evidence.valid]
     for evidence in found.values():
-        for other, (count, share) in evidence.missed.items():
-            modes = "a mode" if count == 1 else f"{count} modes"
-            said = f"never visited {modes} holding {share:.0%} of the draws of {other}"
-            (evidence.problems if other in sound else evidence.notes).append(said)
+        for other, lost in evidence.missed.items():
+            if other not in sound:
+                # a stuck chain holds any share of a mode: it counts if it is news
+                lost = lost & (evidence.mode_shares == 0)
+            if lost.any():
+                count, share = int(lost.sum()), found[other].mode_shares[lost].sum()
+                modes = "a mode" if count == 1 else f"{count} modes"
+                said = f"never visited {modes} holding {share:.0%} of the draws of"
+                whose = evidence.problems if other in sound else evidence.notes
+                whose.append(f"{said} {other}")
     return found
 
 
@@ -232,12 +238,12 @@ def _weigh_modes(trees, target, found: dict[str, Evidence], max_draws: int) -> N
 
 def _missed(
     name: str, found: Mapping[str, Evidence], competitive: NDArray
-) -> dict[str, tuple[int, float]]:
+) -> dict[str, NDArray]:
     """Modes as dense as a run's own draws that others hold and it never visited."""
     mine, missed = found[name].mode_shares, {}
     for other, evidence in found.items():
         theirs = evidence.mode_shares
         lost = (theirs >= MISSED_WEIGHT) & (mine < theirs / 20) & competitive
         if other != name and lost.any():
-            missed[other] = (int(lost.sum()), float(theirs[lost].sum()))
+            missed[other] = lost
     return missed

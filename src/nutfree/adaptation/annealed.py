@@ -18,6 +18,9 @@ from nutfree.dynamics.evaluation import flatten
 
 #: Draws before their spread is believed.
 MIN_DRAWS = 20
+#: The base is widened by no more than this: a path from too wide a base ends in
+#: outliers, which would widen it further.
+MAX_BASE_SCALE = 1.5
 
 
 class AnnealedState(NamedTuple):
@@ -83,7 +86,9 @@ def annealed_warmup(
         mean = inner.mean + (u - inner.mean) / count
         squares = inner.sum_of_squares + (u - inner.mean) * (u - mean)
         spread = jnp.sqrt(jnp.max(squares / count + mean**2))
-        wider = jnp.where(count >= MIN_DRAWS, jnp.maximum(1.0, spread), 1.0)
+        wider = jnp.where(
+            count >= MIN_DRAWS, jnp.clip(spread, 1.0, MAX_BASE_SCALE), 1.0
+        )
         params = {
             **params,
             "step_size": jnp.exp(averaging.log_step_size),

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +82,13 @@ def test_attribute_is_the_blackjax_form_and_an_unknown_one_is_an_attribute_error
         _ = nf.malla
 
 
+def test_the_page_of_kernels_is_what_the_specs_say():
+    page = Path(__file__).parents[1] / "KERNELS.md"
+    assert page.read_text() == registry.documentation(), (
+        "run: nutfree kernels --markdown > KERNELS.md"
+    )
+
+
 PLUGIN = """
 from dataclasses import replace
 from nutfree.kernels.mala import SPEC as MALA
@@ -97,9 +105,7 @@ def test_another_package_adds_a_kernel_by_an_entry_point(tmp_path):
     (tmp_path / "myplugin.py").write_text(PLUGIN)
     info = tmp_path / "myplugin-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(
-        "Name: myplugin\nVersion: 1\n"
-    )
+    (info / "METADATA").write_text("Name: myplugin\nVersion: 1\n")
     (info / "entry_points.txt").write_text(ENTRY_POINT)
     program = textwrap.dedent(
         """

@@ -152,10 +152,17 @@ def _save(tree: "xr.DataTree", name: str, out: Path) -> None:
 
 
 @app.command("kernels")
-def list_kernels() -> None:
+def list_kernels(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the page with all options.")
+    ] = False,
+) -> None:
     """List every kernel, with its family, needs and promise."""
     from nutfree import registry
 
+    if markdown:
+        print(registry.documentation(), end="")
+        return
     with _plain_errors():
         table = registry.kernels().reset_index()
     _show(table[["name", "family", "needs", "draws", "guarantee", "summary"]])

@@ -291,3 +291,31 @@ def options_table(spec: KernelSpec) -> pandas.DataFrame:
         shown = "found in warm-up" if tuned and default is None else default
         rows.append((f.name, shown, f.metadata["help"]))
     return pd.DataFrame(rows, columns=["option", "default", "help"]).set_index("option")
+
+
+def documentation() -> str:
+    """The page of all kernels and their options, in Markdown."""
+    columns = ("kernel", "family", "what it is", "needs", "draws", "promise")
+    lines = ["# Kernels", "", "Written by `nutfree kernels --markdown`.", ""]
+    lines += [_row(columns), _row("---" for _ in columns)]
+    for s in specs().values():
+        needs = ", ".join(s.needs)
+        lines.append(_row((s.name, s.family, s.summary, needs, s.draws, s.guarantee)))
+    for s in specs().values():
+        lines += ["", f"## {s.name}", "", f"{_sentence(s.summary)} {s.paper}."]
+        if s.bias:
+            lines += ["", f"Bias: {s.bias}."]
+        table = options_table(s)
+        if len(table):
+            lines += ["", _row(("option", "default", "what it is")), _row(["---"] * 3)]
+            for name, row in table.iterrows():
+                lines.append(_row((f"`{name}`", row["default"], row["help"])))
+    return "\n".join(lines) + "\n"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _row(cells: Iterable[Any]) -> str:
+    return "| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |"

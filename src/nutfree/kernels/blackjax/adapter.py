@@ -68,7 +68,7 @@ def register(
 def metric(inverse_mass_matrix: jax.Array | float, position: Any) -> jax.Array:
     """`inverse_mass_matrix` as BlackJAX takes it: a scalar becomes shape `(d,)`."""
     if jnp.ndim(inverse_mass_matrix) > 0:
-        return inverse_mass_matrix
+        return jnp.asarray(inverse_mass_matrix)
     x, _ = ravel_pytree(position)
     return jnp.full_like(x, inverse_mass_matrix)
 

@@ -6,7 +6,7 @@ that is stable and lets the minibatch's noise heat the chain by a tenth at most.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import blackjax
 import jax
@@ -211,36 +211,27 @@ def _sgnht_step(largest, noise, num_steps):
     return jnp.minimum(0.2 / jnp.sqrt(largest), 2 / noise)
 
 
-_BATCH = {"help": "rows per gradient", "ge": 1}
-_PILOT = {"help": "Adam steps of the pilot", "ge": 1}
-_STEP = {"help": "step, in coordinates of unit curvature", "gt": 0, "tuned": True}
-
-
 @dataclass(frozen=True)
 class SGLDOptions:
-    step_size: float | None = option(None, **_STEP)
-    batch_size: int = option(100, **_BATCH)
-    num_pilot_steps: int = option(1000, **_PILOT)
+    step_size: float | None = option(
+        None, "step, in coordinates of unit curvature", gt=0, tuned=True
+    )
+    batch_size: int = option(100, "rows per gradient", ge=1)
+    num_pilot_steps: int = option(1000, "Adam steps of the pilot", ge=1)
 
 
 @dataclass(frozen=True)
-class SGHMCOptions:
-    step_size: float | None = option(None, **_STEP)
-    batch_size: int = option(100, **_BATCH)
-    num_pilot_steps: int = option(1000, **_PILOT)
+class SGHMCOptions(SGLDOptions):
     num_integration_steps: int = option(10, "steps between fresh momenta", ge=1)
     friction: float = option(0.01, "friction, BlackJAX's alpha", ge=0)
 
 
 @dataclass(frozen=True)
-class SGNHTOptions:
-    step_size: float | None = option(None, **_STEP)
-    batch_size: int = option(100, **_BATCH)
-    num_pilot_steps: int = option(1000, **_PILOT)
+class SGNHTOptions(SGLDOptions):
     friction: float = option(1.0, "noise of the momentum, BlackJAX's alpha", gt=0)
 
 
-_FIELDS = {
+_FIELDS: dict[str, Any] = {
     "needs": ("minibatch",),
     "guarantee": "biased",
     "bias": "the bias falls with step_size and with batch_size; the kernel Stein "

@@ -30,7 +30,7 @@ class Pilot(NamedTuple):
     width : (d,), in standardised coordinates, how wide a mode is along a coordinate
         when the others stay put: the geometric mean over the modes.
     modes : the modes.
-    best : (d,), where the log density was highest.
+    best : (d,), the heaviest of them, in the units of the position.
     num_grad_evals : gradients spent; a product of the curvature with a vector is two.
     """
 
@@ -101,7 +101,7 @@ def run_pilot(
         unit * scale,
         jnp.exp(weight[best] @ jnp.log(conditional) / jnp.sum(weight[best])),
         modes,
-        origin + unit * ends[jnp.argmax(values)],
+        origin + unit * ends[best[0]],
         jnp.sum(counts) + jnp.sum(products),
     )
 
@@ -248,8 +248,10 @@ def _weights(ends, width, axes, log_mass) -> jax.Array:
 
     near = jax.vmap(distance)(width, axes, ends) < 1.0 + 0.1 * ends.shape[1]
     index = jnp.arange(len(ends))
-    better = (log_mass[:, None] > log_mass) | (
-        (log_mass[:, None] == log_mass) & (index[:, None] < index)
+    # rounding must not choose between ends that are as good as each other
+    rank = jnp.round(100.0 * log_mass)
+    better = (rank[:, None] > rank) | (
+        (rank[:, None] == rank) & (index[:, None] < index)
     )
     repeated = jnp.any(near & better, axis=0)
     log_weight = jnp.where(repeated, -jnp.inf, log_mass)

@@ -48,7 +48,7 @@ def logistic(num_data, dim, seed=0):
 
 
 def test_maximise_finds_the_mean_of_an_ill_conditioned_gaussian():
-    logdensity, mean, _ = gaussian(10, spread=1e4)
+    logdensity, _, _ = gaussian(10, spread=1e4)
     x, gradient, count = jax.jit(lambda x: maximise(logdensity, x, 0.0))(jnp.zeros(10))
     assert jnp.all(jnp.isfinite(gradient))
     # half a posterior sd, in the norm of the precision; the climb starts at 90

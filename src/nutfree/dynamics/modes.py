@@ -76,3 +76,34 @@ def draw_given_look(rng_key, modes: Modes, m: jax.Array, s: jax.Array) -> jax.Ar
     xi = jax.random.normal(noise_key, m.shape, m.dtype)
     z = variance / s**2 * into_axes(axes, m - center) + jnp.sqrt(variance) * xi
     return center + out_of_axes(axes, z)
+
+
+#: Degrees of freedom of the heavy-tailed mixture; an even few, for cheap draws.
+DEGREES = 4
+
+
+def heavy_log_density(modes: Modes, log_choice: jax.Array, u: jax.Array) -> jax.Array:
+    """Log density at `u` of Student-t components at the modes, up to a constant.
+
+    Args:
+        modes: where the components are, and how wide.
+        log_choice: log weight of each, shape `(modes,)`.
+        u: shape `(d,)`.
+    """
+
+    def one(center, width, axes, _, log_weight):
+        z = into_axes(axes, u - center) / width
+        tail = 0.5 * (DEGREES + u.size) * jnp.log1p(jnp.sum(z**2) / DEGREES)
+        return log_weight - tail - jnp.sum(jnp.log(width))
+
+    return jax.nn.logsumexp(jax.vmap(one)(*modes, log_choice))
+
+
+def heavy_draw(rng_key, modes: Modes, k: jax.Array) -> jax.Array:
+    """A draw of the Student-t component at mode `k`, shape `(d,)`."""
+    noise_key, tail_key = jax.random.split(rng_key)
+    center, width, axes, _ = jax.tree.map(lambda leaf: leaf[k], modes)
+    noise = jax.random.normal(noise_key, center.shape, center.dtype)
+    chi_square = jnp.sum(jax.random.normal(tail_key, (DEGREES,), center.dtype) ** 2)
+    z = noise * jnp.sqrt(DEGREES / chi_square)
+    return center + out_of_axes(axes, width * z)

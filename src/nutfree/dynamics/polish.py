@@ -8,9 +8,12 @@ repair the shape of the draws inside a mode; jumps from a mode j to a mode k,
 
     u' = mu_k + C_k^(1/2) C_j^(-1/2) (u - mu_j),
 
-repair the weights of the modes. Both leave the posterior invariant: a Langevin step is
-reversed with the metric where it ends, a jump carries its Jacobian and the odds of
-choosing j and k. One gradient each.
+repair the weights of the modes, in turn with draws from a Student-t mixture at the
+modes, which bring back what has gone astray. All leave the posterior invariant: a
+Langevin step is reversed with the metric where it ends, a jump carries its Jacobian and
+the odds of choosing j and k, a fresh draw its density. One gradient each. Two Langevin
+steps in eight are far shorter, in turn, so that a path that ended where the density is
+much narrower than its mode is not rejected for ever.
 """
 
 from typing import NamedTuple
@@ -19,7 +22,17 @@ import jax
 import jax.numpy as jnp
 
 from nutfree.dynamics.evaluation import is_finite, select
-from nutfree.dynamics.modes import Modes, into_axes, log_shares, out_of_axes
+from nutfree.dynamics.modes import (
+    Modes,
+    heavy_draw,
+    heavy_log_density,
+    into_axes,
+    log_shares,
+    out_of_axes,
+)
+
+#: What the step size is multiplied by, in turn; it depends on nothing but the turn.
+TURNS = (1.0, 1.0, 1.0, 1 / 16, 1.0, 1.0, 1.0, 1 / 256)
 
 
 class Point(NamedTuple):
@@ -33,7 +46,8 @@ class Point(NamedTuple):
 class Polished(NamedTuple):
     """The last point, mean acceptance probabilities, and evaluations so far.
 
-    The rate of a kind of move that was never made is NaN.
+    Shortened Langevin steps do not count for the rate. The rate of a kind of move
+    that was never made is NaN.
     """
 
     point: Point
@@ -75,50 +89,61 @@ def polish(
     """
     num_moves = num_steps + num_jumps
     log_choice = _log_choice(modes)
+    turns = jnp.asarray(TURNS, point.u.dtype)
 
     def move(i, carry):
-        point, shares, rates, count = carry
-        noise_key, from_key, to_key, accept_key = jax.random.split(
-            jax.random.fold_in(rng_key, i), 4
+        point, shares, heavy, rates, made, count = carry
+        noise_key, from_key, to_key, fresh_key, accept_key = jax.random.split(
+            jax.random.fold_in(rng_key, i), 5
         )
-        jumps = (i + 1) * num_jumps // num_moves > i * num_jumps // num_moves
+        jumped = i * num_jumps // num_moves
+        jumps = (i + 1) * num_jumps // num_moves > jumped
+        fresh = jumps & (jumped % 2 == 1)
         j = jax.random.categorical(from_key, shares)
         k = jax.random.categorical(to_key, log_choice)
         here = _mode(modes, jnp.where(jumps, j, jnp.argmax(shares)))
         target = _mode(modes, k)
+        turn = turns[i % len(TURNS)]
+        step = step_size * turn
         noise = jax.random.normal(noise_key, point.u.shape, point.u.dtype)
         u = jnp.where(
             jumps,
             _transported(point.u, here, target),
-            _langevin(point, here, step_size, noise),
+            _langevin(point, here, step, noise),
         )
+        u = jnp.where(fresh, heavy_draw(fresh_key, modes, k), u)
         value, grad, count = evaluate(u, count)
         new, new_shares = Point(u, value, grad), log_shares(modes, u)
 
         there = _mode(modes, jnp.argmax(new_shares))
         langevin_ratio = 0.5 * jnp.sum(
-            noise**2 - _residual(new, there, step_size, point.u) ** 2
+            noise**2 - _residual(new, there, step, point.u) ** 2
         ) + jnp.sum(jnp.log(here.width / there.width))
         jump_ratio = (
             jnp.sum(jnp.log(target.width / here.width))
             + (jax.nn.log_softmax(new_shares)[k] - log_choice[k])
             - (jax.nn.log_softmax(shares)[j] - log_choice[j])
         )
+        new_heavy = heavy_log_density(modes, log_choice, u)
+        jump_ratio = jnp.where(fresh, heavy - new_heavy, jump_ratio)
         log_ratio = value - point.value + jnp.where(jumps, jump_ratio, langevin_ratio)
         log_ratio = jnp.where(is_finite(new, log_ratio), log_ratio, -jnp.inf)
         rate = jnp.exp(jnp.minimum(log_ratio, 0.0))
         accepted = jax.random.uniform(accept_key) < rate
-        point, shares = select(accepted, (new, new_shares), (point, shares))
-        rates = rates + jnp.stack(
-            [jnp.where(jumps, 0, rate), jnp.where(jumps, rate, 0)]
+        point, shares, heavy = select(
+            accepted, (new, new_shares, new_heavy), (point, shares, heavy)
         )
-        return point, shares, rates, count
+        kind = jnp.stack([~jumps & (turn == 1), jumps])
+        rates, made = rates + jnp.where(kind, rate, 0), made + kind
+        return point, shares, heavy, rates, made, count
 
-    rates = jnp.zeros(2, point.value.dtype)
-    start = (point, log_shares(modes, point.u), rates, jnp.asarray(count))
-    point, _, rates, count = jax.lax.fori_loop(0, num_moves, move, start)
+    none = jnp.zeros(2, point.value.dtype)
+    shares = log_shares(modes, point.u)
+    heavy = heavy_log_density(modes, log_choice, point.u)
+    start = (point, shares, heavy, none, none, jnp.asarray(count))
+    point, _, _, rates, made, count = jax.lax.fori_loop(0, num_moves, move, start)
     # a kind of move that was never made has no rate
-    means = rates / jnp.array([num_steps, num_jumps], rates.dtype)
+    means = rates / made
     return Polished(point, means[0], means[1], count)
 
 

@@ -90,8 +90,8 @@ def build_kernel(
     *,
     num_levels: int = 16,
     num_fast_steps: int = 4,
-    num_steps: int = 256,
-    num_jumps: int = 8,
+    num_steps: int = 96,
+    num_jumps: int = 12,
     restart: str = "modes",
 ):
     """Return `kernel(rng_key, state, logdensity_fn, **params)`.
@@ -169,8 +169,8 @@ def warmup(
 class Options:
     num_levels: int = option(16, "noise levels of a path", ge=2)
     num_fast_steps: int = option(4, "fast Langevin steps at each level", ge=1)
-    num_steps: int = option(256, "Metropolis-adjusted Langevin steps at its end", ge=1)
-    num_jumps: int = option(8, "Metropolis jumps between modes, among them", ge=0)
+    num_steps: int = option(96, "Metropolis-adjusted Langevin steps at its end", ge=1)
+    num_jumps: int = option(12, "Metropolis jumps between modes, among them", ge=0)
     restart: str = option(
         "modes",
         "where the fast chain starts early in the path: at a draw from the pilot's "

@@ -25,7 +25,7 @@ class PathEnd(NamedTuple):
     look: jax.Array
     noise: jax.Array
     carry: Any
-    count: jax.Array
+    spent: jax.Array | int
 
 
 def noise_levels(num_levels: int, first, last) -> jax.Array:
@@ -53,9 +53,9 @@ def annealed_path(
         x' = x + (1 - a) V g + sqrt((1 - a^2) V) xi,    a = exp(-h),
 
     with g = (sqrt(lambda) D - x) / (sigma^2 (1 - lambda)) the score of X_lambda and
-    V = lambda w^2 + (1 - lambda) sigma^2 its smallest variance. The paper has the
-    Euler-Maruyama step, which this is to first order in h; this one is exact where the
-    target is Gaussian of width w.
+    V = lambda w^2 + (1 - lambda) sigma^2 its smallest variance. It is the
+    Euler-Maruyama step to first order in h, and exact where the target is Gaussian of
+    width w.
 
     Args:
         rng_key: a key.
@@ -115,9 +115,9 @@ def looks_path(
         grad log p(y_m | y_1...y_(m-1)) = (D(ybar_m, sigma/sqrt(m)) - y_m) / sigma^2,
 
     and each look is drawn by underdamped Langevin that starts from the last look and
-    its velocity. The integrator is the paper's (half a position step, the velocity,
-    half a position step), seen where it evaluates the force: there, and not between
-    its steps, the variance of a position is right on a Gaussian.
+    its velocity. The integrator is half a position step, the velocity, half a position
+    step, seen where it evaluates the force: there, and not between its steps, the
+    variance of a position is right on a Gaussian.
 
     Args:
         rng_key: a key.

@@ -8,15 +8,15 @@ dynamics, Gaussian base. One transition walks X_lambda = sqrt(lambda) X
     fast:  dy = (1/eps) grad_y log rho_lambda(y | x) dt + sqrt(2/eps) dB',
            rho_lambda(y | x) ~ pi(y) N(x; sqrt(lambda) y, sigma^2 (1 - lambda)),
 
-and so draws anew each time. The law at the end is biased, in order one of the slow and
-the fast step. Gradients: num_levels x num_fast_steps, and then 1 + num_steps +
+and so draws anew each time. The law at the end of a path is biased, in order one of the
+slow and the fast step. Gradients: num_levels x num_fast_steps, and then 1 + num_steps +
 num_jumps.
 
 It differs from the paper in four ways. A pilot sets the coordinates, sigma and the
 step of each level. The slow drift averages y and the target-score form with the weights
 that leave the least variance (`denoisers.slow_fast`). Early in the path the fast chain
-starts again at every level, from the pilot's modes as x sees them or, as in the paper's
-spirit, from x / sqrt(lambda); later it is carried. The path ends in y at a small
+starts again at every level, from the pilot's modes as x sees them or from
+x / sqrt(lambda); later it is carried, as the paper carries it throughout. The path ends in y at a small
 noise, and then in Metropolis-adjusted moves on pi itself (`dynamics.polish`): Langevin
 steps repair the shape inside a mode, jumps between the pilot's modes their weights.
 """
@@ -140,7 +140,7 @@ def build_kernel(
             step_size=SLOW_STEP_SIZE,
         )
         previous = standardised_point(state, center, scale)
-        start, lost, count = start_at(path.carry, previous, evaluate, path.count)
+        start, lost, count = start_at(path.carry, previous, evaluate, path.spent)
         end = polish(
             polish_key,
             start,
@@ -151,7 +151,7 @@ def build_kernel(
             num_jumps=num_jumps,
             count=count,
         )
-        info = MultALMCInfo(end.acceptance_rate, end.jump_rate, lost, end.count)
+        info = MultALMCInfo(end.acceptance_rate, end.jump_rate, lost, end.spent)
         return state_at(end.point, unravel, center, scale), info
 
     return kernel

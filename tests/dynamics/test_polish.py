@@ -71,7 +71,7 @@ def test_jumps_repair_the_weights_of_modes():
 
 def test_moves_are_counted_one_gradient_each():
     end = run(exact_draws(3), step_size=0.7, num_steps=5, num_jumps=2)
-    assert (end.count == 7).all()
+    assert (end.spent == 7).all()
 
 
 def test_a_start_that_is_not_finite_is_replaced():

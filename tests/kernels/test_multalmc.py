@@ -84,7 +84,8 @@ def test_bias_inside_a_mode_falls_with_the_last_steps():
     exact = -1.9635  # digamma(1/2)
 
     def bias(num_steps):
-        options = {"num_steps": num_steps, "num_levels": 2, "num_fast_steps": 1}
+        options = {"num_levels": 2, "num_fast_steps": 1, "num_jumps": 0}
+        options["num_steps"] = num_steps
         states, _, _ = sample(target, num_warmup=0, num_samples=4000, **options)
         return abs(float(states.position.mean()) - exact)
 

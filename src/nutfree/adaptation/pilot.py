@@ -109,8 +109,9 @@ def run_pilot(
 def _starts(rng_key, x, target: Target, num_starts: int) -> jax.Array:
     """(num_starts, d): prior draws, or Gaussians of many widths around `x`."""
     keys = jax.random.split(rng_key, num_starts - 1)
-    if target.prior is not None:
-        starts = jax.vmap(lambda key: ravel_pytree(target.prior.sample(key))[0])(keys)
+    prior = target.prior
+    if prior is not None:
+        starts = jax.vmap(lambda key: ravel_pytree(prior.sample(key))[0])(keys)
     else:
         width = jnp.logspace(-0.5, 1.75, num_starts - 1, dtype=x.dtype)[:, None]
         noise = jax.vmap(lambda key: jax.random.normal(key, x.shape, x.dtype))(keys)
@@ -133,7 +134,7 @@ class _Descent(NamedTuple):
     radius: jax.Array
     moves: jax.Array  # (MEMORY, d), the last steps taken
     changes: jax.Array  # (MEMORY, d), how the gradient of -log pi changed over them
-    count: jax.Array
+    spent: jax.Array
 
 
 def descend(evaluate, u: jax.Array, num_steps: int) -> tuple:
@@ -155,7 +156,7 @@ def descend(evaluate, u: jax.Array, num_steps: int) -> tuple:
         shrink = jnp.minimum(1.0, s.radius / jnp.maximum(length, 1e-30))
         move = shrink * direction
         u = s.u + move
-        value, grad, count = evaluate(u, s.count)
+        value, grad, count = evaluate(u, s.spent)
         accepted = is_finite(value, grad) & (value > s.value)
         change = jnp.where(accepted, s.grad - grad, 0.0)
         useful = accepted & (change @ move > 1e-8 * (change @ change))
@@ -185,7 +186,7 @@ def descend(evaluate, u: jax.Array, num_steps: int) -> tuple:
     zeros = jnp.zeros_like(u)
     start = _Descent(u, nothing, zeros, radius, memory, memory, jnp.asarray(0))
     end = jax.lax.fori_loop(0, num_steps, step, start)
-    return end.u, end.value, end.count
+    return end.u, end.value, end.spent
 
 
 def _two_loop(moves, changes, grad) -> jax.Array:

@@ -25,7 +25,7 @@ class PathEnd(NamedTuple):
     look: jax.Array
     noise: jax.Array
     carry: Any
-    spent: jax.Array | int
+    spent: jax.Array
 
 
 def noise_levels(num_levels: int, first, last) -> jax.Array:
@@ -92,7 +92,9 @@ def annealed_path(
     start = (x, denoiser.init(x), jnp.asarray(count))
     x, state, count = jax.lax.fori_loop(0, len(levels), level, start)
     last = levels[-1]
-    return PathEnd(x * jnp.sqrt(1.0 + last**2), last * base_scale, state, count)
+    return PathEnd(
+        x * jnp.sqrt(1.0 + last**2), last * base_scale, state, jnp.asarray(count)
+    )
 
 
 def looks_path(
@@ -165,4 +167,4 @@ def looks_path(
     zeros = jnp.zeros_like(y)
     start = (y, velocity, zeros, denoiser.init(y), jnp.asarray(count))
     _, _, mean, state, count = jax.lax.fori_loop(0, num_looks, look, start)
-    return PathEnd(mean, noise / num_looks**0.5, state, count)
+    return PathEnd(mean, noise / num_looks**0.5, state, jnp.asarray(count))

@@ -53,7 +53,7 @@ class Polished(NamedTuple):
     point: Point
     acceptance_rate: jax.Array
     jump_rate: jax.Array
-    count: jax.Array
+    spent: jax.Array
 
 
 def start_at(
@@ -144,7 +144,7 @@ def polish(
     point, _, _, rates, made, count = jax.lax.fori_loop(0, num_moves, move, start)
     # a kind of move that was never made has no rate
     means = rates / made
-    return Polished(point, means[0], means[1], count)
+    return Polished(point, means[0], means[1], jnp.asarray(count))
 
 
 def _mode(modes: Modes, k: jax.Array) -> Modes:

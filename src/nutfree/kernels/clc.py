@@ -99,7 +99,7 @@ def build_kernel(
         )
         if final == "jump":
             jump, _, count = denoiser.step(
-                mean_key, path.carry, path.look, path.noise, path.count
+                mean_key, path.carry, path.look, path.noise, path.spent
             )
             point, lost, count = start_at(jump, previous, evaluate, count)
             nan = jnp.full_like(point.value, jnp.nan)
@@ -113,7 +113,7 @@ def build_kernel(
 
         # the tilt narrows every mode alike; without jumps their weights do not matter
         narrowed = modes._replace(width=(modes.width**-2.0 + path.noise**-2.0) ** -0.5)
-        start, _, count = start_at(path.carry, previous, tilted, path.count)
+        start, _, count = start_at(path.carry, previous, tilted, path.spent)
         drawn = polish(
             tilted_key,
             start,
@@ -124,7 +124,7 @@ def build_kernel(
             num_jumps=0,
             count=count,
         )
-        start, lost, count = start_at(drawn.point.u, previous, evaluate, drawn.count)
+        start, lost, count = start_at(drawn.point.u, previous, evaluate, drawn.spent)
         end = polish(
             polish_key,
             start,
@@ -135,7 +135,7 @@ def build_kernel(
             num_jumps=num_jumps,
             count=count,
         )
-        info = CLCInfo(end.acceptance_rate, end.jump_rate, lost, end.count)
+        info = CLCInfo(end.acceptance_rate, end.jump_rate, lost, end.spent)
         return state_at(end.point, unravel, center, scale), info
 
     return kernel

@@ -16,9 +16,10 @@ It differs from the paper in four ways. A pilot sets the coordinates, sigma and 
 step of each level. The slow drift averages y and the target-score form with the weights
 that leave the least variance (`denoisers.slow_fast`). Early in the path the fast chain
 starts again at every level, from the pilot's modes as x sees them or from
-x / sqrt(lambda); later it is carried, as the paper carries it throughout. The path ends in y at a small
-noise, and then in Metropolis-adjusted moves on pi itself (`dynamics.polish`): Langevin
-steps repair the shape inside a mode, jumps between the pilot's modes their weights.
+x / sqrt(lambda); later it is carried, as the paper carries it throughout. The path ends
+in y at a small noise, and then in Metropolis-adjusted moves on pi itself
+(`dynamics.polish`): Langevin steps repair the shape inside a mode, jumps between the
+pilot's modes their weights.
 """
 
 from dataclasses import dataclass

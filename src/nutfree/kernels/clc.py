@@ -51,7 +51,7 @@ def build_kernel(
     num_look_steps: int = 2,
     num_fast_steps: int = 2,
     num_tilted_steps: int = 16,
-    num_steps: int = 96,
+    num_steps: int = 192,
     num_jumps: int = 12,
     final: str = "draw",
 ):
@@ -156,7 +156,7 @@ class Options:
     num_look_steps: int = option(2, "underdamped Langevin steps for each look", ge=1)
     num_fast_steps: int = option(2, "Langevin steps for each estimate of D", ge=1)
     num_tilted_steps: int = option(16, "steps that draw x given the looks", ge=1)
-    num_steps: int = option(96, "Metropolis-adjusted Langevin steps after that", ge=1)
+    num_steps: int = option(192, "Metropolis-adjusted Langevin steps after that", ge=1)
     num_jumps: int = option(12, "Metropolis jumps between modes, among them", ge=0)
     final: str = option(
         "draw",

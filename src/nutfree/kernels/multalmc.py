@@ -91,7 +91,7 @@ def build_kernel(
     *,
     num_levels: int = 16,
     num_fast_steps: int = 4,
-    num_steps: int = 96,
+    num_steps: int = 192,
     num_jumps: int = 12,
     restart: str = "modes",
 ):
@@ -170,7 +170,7 @@ def warmup(
 class Options:
     num_levels: int = option(16, "noise levels of a path", ge=2)
     num_fast_steps: int = option(4, "fast Langevin steps at each level", ge=1)
-    num_steps: int = option(96, "Metropolis-adjusted Langevin steps at its end", ge=1)
+    num_steps: int = option(192, "Metropolis-adjusted Langevin steps at its end", ge=1)
     num_jumps: int = option(12, "Metropolis jumps between modes, among them", ge=0)
     restart: str = option(
         "modes",

@@ -1,0 +1,98 @@
+"""Benchmarks import, and what they share is right. No test here looks at a clock."""
+
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+from benchmarks import common
+from benchmarks.multimodal import labelling_weights
+from benchmarks.overhead import synthetic
+from benchmarks.run import NAMES
+from nutfree import Target
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_imports_and_has_a_run(name):
+    module = import_module(f"benchmarks.{name}")
+    assert callable(module.run)
+    assert module.__doc__.splitlines()[0].endswith(".")
+
+
+def test_slope_of_a_power_law_is_its_exponent():
+    sizes = np.array([1, 2, 4, 8])
+    assert common.slope(sizes, 3 * sizes**1.5) == pytest.approx(1.5)
+
+
+def test_fastest_takes_the_least_time_of_each_run(monkeypatch):
+    times = iter([3.0, 5.0, 2.0, 7.0])
+    monkeypatch.setattr(common, "seconds_of", lambda run: next(times))
+    assert common.fastest({"a": None, "b": None}, 2) == {"a": 2.0, "b": 5.0}
+
+
+def test_exact_mode_weights_exceed_their_floor_one_time_in_twenty():
+    weights = np.array([0.5, 0.3, 0.2])
+    rng = np.random.default_rng(1)
+    for reference in (None, 400):
+        floor = common.tv_floor(weights, 500, reference)
+        sample = rng.multinomial(500, weights, size=4000) / 500
+        other = weights
+        if reference is not None:
+            other = rng.multinomial(reference, weights, size=4000) / reference
+        above = (0.5 * np.abs(sample - other).sum(1) > floor).mean()
+        # both sides are simulated: the rate's sd is 0.006
+        assert 0.02 < above < 0.08
+
+
+def test_exact_moments_exceed_their_floor_one_time_in_twenty():
+    rng, dim, size = np.random.default_rng(2), 5, 300
+    floors = common.moment_floor(size, np.inf, dim)
+    errors = np.array(
+        [
+            common.moment_errors(
+                rng.normal(3, 2, size=(size, dim)), np.full(dim, 3.0), np.full(dim, 2.0)
+            )
+            for _ in range(2000)
+        ]
+    )
+    above = (errors > floors).mean(0)
+    # the rate's sd is 0.005; that of the sd is exact only in the limit
+    assert np.all((above > 0.02) & (above < 0.09))
+
+
+def test_a_chain_settles_where_its_error_stays_small():
+    wave = np.tile([1.0, -1.0], 1000)[:, None]
+    zero, one = np.zeros(1), np.ones(1)
+    late = np.concatenate([np.full((100, 1), 3.0), wave])
+    first = common.settled(late, zero, one, 0.2)
+    assert common.settled(wave, zero, one, 0.2) <= 15
+    # the mean is 3 / 20 at n = 2,000, but its sd is that of the mixture
+    assert first is None or first > 1000
+    assert common.settled(wave + 1, zero, one, 0.2) is None
+
+
+def test_importance_sampling_at_the_mode_finds_a_gaussians_moments():
+    mean, sd = np.array([1.0, -2.0]), np.array([0.5, 3.0])
+
+    def logdensity(z):
+        return -0.5 * (((z["x"] - mean) / sd) ** 2).sum()
+
+    target = Target(logdensity, position={"x": np.zeros(2, np.float32)})
+    found_mean, found_sd, ess = common.laplace_reference(target, 20_000)
+    assert ess > 10_000
+    # five standard errors of 10,000 draws
+    np.testing.assert_allclose((found_mean - mean) / sd, 0, atol=0.05)
+    np.testing.assert_allclose(found_sd / sd, 1, atol=0.05)
+
+
+def test_labellings_are_told_apart_by_the_order_of_their_means():
+    mu = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [2.0, 1.0, 3.0]])
+    weights = labelling_weights(mu)
+    assert sorted(weights) == [0, 0, 0, 0.25, 0.25, 0.5]
+    assert weights.sum() == 1
+
+
+def test_synthetic_rows_are_the_same_for_the_same_seed():
+    a, b = synthetic(100, 3), synthetic(100, 3)
+    np.testing.assert_array_equal(a["X"], b["X"])
+    assert set(a["y"]) == {0, 1}

@@ -47,7 +47,7 @@ class ULAInfo(NamedTuple):
 def build_kernel():
     """Return `kernel(rng_key, state, logdensity_fn, step_size, inverse_mass_matrix)`.
 
-    `inverse_mass_matrix` is C, of shape `(d,)` or a scalar.
+    `inverse_mass_matrix` is C, of shape `(d, d)`, `(d,)` or a scalar.
     """
 
     def kernel(
@@ -74,8 +74,8 @@ def build_kernel():
     return kernel
 
 
-def warmup() -> Warmup:
-    return window_warmup(target_acceptance_rate=0.9)
+def warmup(*, dense_mass: bool = False) -> Warmup:
+    return window_warmup(target_acceptance_rate=0.9, dense_mass=dense_mass)
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,13 @@ class Options:
     step_size: float | None = option(
         None, "step h, in units of the preconditioned coordinates", gt=0, tuned=True
     )
+    dense_mass: bool = option(False, "adapt a full preconditioner")
 
 
 SPEC = KernelSpec(
     name="ula",
     family="baseline",
-    summary="unadjusted Langevin with a diagonal preconditioner",
+    summary="unadjusted Langevin with an adapted preconditioner",
     paper="Roberts and Tweedie 1996",
     init=init,
     build_kernel=build_kernel,

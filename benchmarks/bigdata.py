@@ -73,7 +73,7 @@ def run(quick: bool) -> pd.DataFrame:
     found = []
     for label, (text, data) in targets.items():
         target = nf.model_target(text, kwargs=data)
-        mean, sd, ess = laplace_reference(target, 20_000)
+        mean, sd, _ = laplace_reference(target, 20_000)
         for name, schedules in SCHEDULES.items():
             program = chain(name, text, data, schedules[0 if quick else 1])
             results = []
@@ -83,19 +83,18 @@ def run(quick: bool) -> pd.DataFrame:
             samples, before, each = results[0]
             flat = jax.vmap(lambda z: ravel_pytree(z)[0])(samples)
             passes = float(before) + np.cumsum(np.asarray(each, float))
-            when = settled(np.asarray(flat), mean, sd, TOLERANCE)
+            flat = np.asarray(flat)
+            when = settled(flat, mean, sd, TOLERANCE)
             spent = float("nan") if when is None else passes[when - 1]
             found.append(
                 {
                     "target": label,
                     "kernel": name,
-                    "passes before draws": float(before),
-                    "draws needed": "never" if when is None else str(when),
-                    "of": len(passes),
+                    "passes before": float(before),
+                    "draws needed": f"{when or 'more'} of {len(flat)}",
                     "passes needed": spent,
                     "s needed": seconds * spent / passes[-1],
                     "s of the run": seconds,
-                    "reference ESS": ess,
                 }
             )
     table = pd.DataFrame(found)

@@ -199,7 +199,7 @@ def show(title: str, table: pd.DataFrame, seconds: float) -> None:
         text.add_column(str(name), justify="right" if number else "left")
     for row in table.itertuples(index=False):
         text.add_row(*[_cell(value) for value in row])
-    console = Console(width=max(140, Console().width))
+    console = Console(width=max(160, Console().width))
     console.print(text)
     console.print(f"{seconds:.0f} s\n")
 

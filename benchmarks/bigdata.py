@@ -25,7 +25,7 @@ TOLERANCE = 0.1
 #: samplers tune in their pilots; a transition of BlackJAX's is one small step.
 SCHEDULES = {
     "sgld": ((10, 3_000, 1), (10, 5_000, 1)),
-    "blackjax.sgld": ((10, 3_000, 100), (10, 5_000, 2_000)),
+    "blackjax.sgld": ((10, 3_000, 1_000), (10, 5_000, 20_000)),
     "nuts": ((300, 1_500, 1), (500, 3_000, 1)),
 }
 

@@ -179,7 +179,16 @@ def _contours(axes: "Axes", logdensity_fn: LogDensity) -> None:
     points = jnp.stack(jnp.meshgrid(x, y), axis=-1).reshape(-1, 2)
     heights = np.asarray(jax.vmap(logdensity_fn)(points)).reshape(120, 120)
     levels = np.nanmax(heights) - 0.5 * np.array([16.0, 9.0, 4.0, 1.0])
-    axes.contour(x, y, heights, levels=levels, colors=GREY, linewidths=0.9, zorder=0)
+    axes.contour(
+        x,
+        y,
+        heights,
+        levels=levels,
+        colors=GREY,
+        linewidths=0.9,
+        linestyles="solid",
+        zorder=0,
+    )
 
 
 def plot_trace(

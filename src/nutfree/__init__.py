@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 import nutfree.kernels  # noqa: F401  first: the function `kernels` takes its name
 from nutfree.errors import (
+    CheckpointMismatch,
     InvalidData,
     InvalidOption,
     MissingCapability,
@@ -22,6 +23,7 @@ from nutfree.frontends.federated import federated
 from nutfree.frontends.handlers import full_data
 from nutfree.frontends.numpyro import model_target
 from nutfree.hosts.blackjax import api as _api
+from nutfree.hosts.checkpoint import read_checkpoint
 from nutfree.hosts.numpyro import kernel
 from nutfree.hosts.sample import sample
 from nutfree.registry import KernelSpec, kernels, option, register
@@ -30,6 +32,7 @@ from nutfree.target import Minibatch, Prior, Split, Target, as_target
 __version__ = version("nutfree")
 
 __all__ = [
+    "CheckpointMismatch",
     "InvalidData",
     "InvalidOption",
     "KernelSpec",
@@ -50,6 +53,7 @@ __all__ = [
     "kernels",
     "model_target",
     "option",
+    "read_checkpoint",
     "recommend",
     "register",
     "sample",

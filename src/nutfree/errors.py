@@ -27,3 +27,7 @@ class InvalidData(NutfreeError, ValueError):
 
 class NoFiniteStart(NutfreeError, RuntimeError):
     """No starting point with a finite log density was found."""
+
+
+class CheckpointMismatch(NutfreeError, ValueError):
+    """A checkpoint is of another run than the one that is to go on from it."""

@@ -143,6 +143,26 @@ class NutfreeKernel(MCMCKernel):
             MissingCapability, UnsupportedModel, InvalidData, NoFiniteStart: see
                 `nutfree.errors`.
         """
+        inputs = self._inputs(
+            rng_key, num_warmup, init_params, model_args, model_kwargs
+        )
+        state = self._compiled_begin(*inputs)
+        self._sample_fn = self.sample
+        self._check_start(state)
+        return state
+
+    def init_shape(
+        self, rng_key, num_warmup, init_params=None, model_args=(), model_kwargs=None
+    ) -> NutfreeState:
+        """What `init` returns, as `jax.ShapeDtypeStruct`s: no pilot is run."""
+        inputs = self._inputs(
+            rng_key, num_warmup, init_params, model_args, model_kwargs
+        )
+        self._sample_fn = self.sample
+        return jax.eval_shape(self._compiled_begin, *inputs)
+
+    def _inputs(self, rng_key, num_warmup, init_params, model_args, model_kwargs):
+        """Prepare `_compiled_begin` for these arguments, and return its own."""
         batched = is_batch(rng_key)
         leaves = jax.tree.leaves((model_args, model_kwargs))
         run = (num_warmup, batched, [id(leaf) for leaf in leaves])
@@ -160,10 +180,7 @@ class NutfreeKernel(MCMCKernel):
         position = init_params
         if position is None:
             position = self._start(keys[1], batched, target, model_args, model_kwargs)
-        state = self._compiled_begin(*keys, position)
-        self._sample_fn = self.sample
-        self._check_start(state)
-        return state
+        return *keys, position
 
     def _start(self, rng_key, batched, target, model_args, model_kwargs):
         if self._frontend is not None:

@@ -8,8 +8,10 @@ and Ctrl-C are.
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,8 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import nested_attrgetter
 from tqdm.auto import tqdm
 
-from nutfree.errors import InvalidOption
+from nutfree.errors import CheckpointMismatch, InvalidOption
+from nutfree.hosts.checkpoint import Checkpoint, fingerprint, versions
 from nutfree.hosts.numpyro import NutfreeKernel
 
 if TYPE_CHECKING:
@@ -42,11 +45,13 @@ class PiecewiseMCMC(MCMC):
     """NumPyro's `MCMC`, run in pieces of which a finished one is never lost.
 
     Attributes:
+        checkpoint: the folder to keep the run in, or None.
         interrupted: whether Ctrl-C ended the last run before its last draw.
         seconds: its wall time, compilation included.
         warmup_grad_evals: gradients spent before its first draw, over all chains.
     """
 
+    checkpoint: str | os.PathLike | None = None
     interrupted: bool = False
     seconds: float = math.nan
     warmup_grad_evals: float = math.nan
@@ -56,56 +61,124 @@ class PiecewiseMCMC(MCMC):
         self._args, self._kwargs = args, kwargs
         self.interrupted = False
         begin = time.perf_counter()
-        state = self._begin(rng_key, init_params)
+        done = _Progress()
+        keeper, state = self._resume_or_begin(rng_key, init_params, extra_fields)
         num_draws = self.num_samples // self.thinning
-        size = math.ceil(max(self.num_warmup, num_draws) / _PIECES)
+        size = math.ceil(max(self.num_warmup, num_draws, 1) / _PIECES)
         piece = self._piece(state, size, extra_fields)
-        draws, warmup_steps = [], 0.0
+        draws = []
+        if keeper is not None and keeper.progress is not None:
+            done = _Progress(**keeper.progress["done"])
+            draws = keeper.draws(jax.eval_shape(piece, state, 1, 1)[1])
+            if done.draws > num_draws:
+                raise CheckpointMismatch(
+                    f"The checkpoint '{self.checkpoint}' has {done.draws} draws of "
+                    f"each chain, more than these {num_draws}. Ask for at least as "
+                    "many; nutfree.read_checkpoint(path) has its draws."
+                )
+        self.warmup_grad_evals = done.warmup_grad_evals
+        before = done.seconds
+
+        def keep(state, made):
+            done.seconds = before + time.perf_counter() - begin
+            if keeper is not None:
+                keeper.save(state, made, done=asdict(done))
+
         bar = tqdm(
             total=self.num_warmup + num_draws * self.thinning,
+            initial=done.warmup + done.draws * self.thinning,
             desc="warmup",
             disable=not self.progress_bar,
         )
         try:
-            for n in _cut(self.num_warmup, size):
+            for n in _cut(self.num_warmup - done.warmup, size):
                 state, made = jax.block_until_ready(piece(state, n, 1))
-                warmup_steps += float(np.sum(made.get("num_steps", math.nan)))
+                done.warmup += n
+                done.warmup_steps += float(np.sum(made.get("num_steps", math.nan)))
+                keep(state, None)
                 bar.update(n)
-            self._warmup_state = state
-            self.warmup_grad_evals = _gradients(state, warmup_steps)
             bar.set_description("sample")
-            # as in `MCMC.run`, what thinning leaves over goes first
-            state, _ = piece(state, self.num_samples % self.thinning, 1)
-            for n in _cut(num_draws, size):
+            if not done.draws:
+                self._warmup_state = state
+                done.warmup_grad_evals = _gradients(state, done.warmup_steps)
+                self.warmup_grad_evals = done.warmup_grad_evals
+                # as in `MCMC.run`, what thinning leaves over goes first
+                state, _ = piece(state, self.num_samples % self.thinning, 1)
+            for n in _cut(num_draws - done.draws, size):
                 state, made = piece(state, n, self.thinning)
-                made = jax.device_get(made)
-                draws.append(jax.tree.map(lambda x, n=n: x[:, :n], made))
+                made = jax.tree.map(lambda x, n=n: x[:, :n], jax.device_get(made))
+                draws.append(made)
+                done.draws += n
+                keep(state, made)
                 bar.update(n * self.thinning)
         except KeyboardInterrupt:
             if not draws:
                 raise
             self.interrupted = True
-            kept = sum(len(jax.tree.leaves(d)[0][0]) for d in draws)
             message = (
-                f"Interrupted: {kept} of {num_draws} draws of each chain are kept."
+                f"Interrupted: {done.draws} of {num_draws} draws of each chain are "
+                "kept."
             )
+            if keeper is not None:
+                message += " Call it again with this checkpoint for the others."
             warnings.warn(message, stacklevel=2)
         finally:
             bar.close()
         self._states = jax.tree.map(lambda *d: np.concatenate(d, axis=1), *draws)
         self._states_flat = None
         self._last_state = state
-        self.seconds = time.perf_counter() - begin
+        self.seconds = before + time.perf_counter() - begin
 
-    def _begin(self, rng_key, init_params):
-        """The first state of every chain."""
+    def _resume_or_begin(self, rng_key, init_params, extra_fields):
+        """The checkpoint, if there is to be one, and the state to go on from."""
+        if self.checkpoint is None:
+            return None, self._begin(rng_key, init_params)
+        state, kernel = None, self.sampler
+        if isinstance(kernel, NutfreeKernel):
+            like = self._begin(rng_key, init_params, shape_only=True)
+        else:
+            like = state = self._begin(rng_key, init_params)
+        keeper = Checkpoint(
+            self.checkpoint, self._described(rng_key, like, extra_fields, init_params)
+        )
+        if keeper.progress is not None:
+            return keeper, keeper.state(like)
+        return keeper, self._begin(rng_key, init_params) if state is None else state
+
+    def _described(self, rng_key, state, extra_fields, init_params) -> dict[str, Any]:
+        """What must be the same where a run goes on."""
+        kernel, args, kwargs = self.sampler, self._args, self._kwargs
+        if self.chain_method != "vectorized":
+            state = jax.eval_shape(partial(jax.tree.map, lambda x: x[0]), state)
+        spec = getattr(kernel, "spec", None)
+        return {
+            "kernel": spec.name if spec is not None else type(kernel).__name__,
+            "options": getattr(kernel, "options", {}),
+            **{f"{name}_version": v for name, v in versions().items()},
+            "num_warmup": self.num_warmup,
+            "num_chains": self.num_chains,
+            "thinning": self.thinning,
+            "rest of num_samples by thinning": self.num_samples % self.thinning,
+            "chain_method": self.chain_method,
+            "random key": np.asarray(jax.random.key_data(rng_key)).tolist(),
+            "extra_fields": list(extra_fields),
+            "sample_field": kernel.sample_field,
+            "model, data or init_params": fingerprint(
+                lambda s: kernel.sample(s, args, kwargs),
+                state,
+                data=(args, kwargs, init_params),
+            ),
+        }
+
+    def _begin(self, rng_key, init_params, shape_only=False):
+        """The first state of every chain, or its shapes."""
         chains = self.num_chains
         # a single chain keeps its key, as in `MCMC.run`
         keys = jax.random.split(rng_key, chains) if chains > 1 else rng_key[None]
         if init_params is not None and chains == 1:
             init_params = jax.tree.map(lambda x: jnp.asarray(x)[None], init_params)
         init = partial(
-            self.sampler.init,
+            self.sampler.init_shape if shape_only else self.sampler.init,
             num_warmup=self.num_warmup,
             model_args=self._args,
             model_kwargs=self._kwargs,
@@ -114,9 +187,12 @@ class PiecewiseMCMC(MCMC):
             return init(keys, init_params=init_params)
         states = [
             init(keys[c], init_params=jax.tree.map(lambda x, c=c: x[c], init_params))
-            for c in range(chains)
+            for c in range(1 if shape_only else chains)
         ]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        if shape_only:
+            states = states * chains
+            return jax.eval_shape(_stacked, *states)
+        return _stacked(*states)
 
     def _piece(self, state, size: int, extra_fields):
         """`piece(state, n, thinning)`: the state after n draws, and the draws.
@@ -163,6 +239,21 @@ class PiecewiseMCMC(MCMC):
         )
 
 
+@dataclass
+class _Progress:
+    """How far a run is: transitions of warm-up, draws, and what they took."""
+
+    warmup: int = 0
+    draws: int = 0
+    warmup_steps: float = 0.0
+    warmup_grad_evals: float = math.nan
+    seconds: float = 0.0
+
+
+def _stacked(*states):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
 def _cut(total: int, size: int) -> list[int]:
     """`total` in pieces of `size`, the last one what is left."""
     return [min(size, total - done) for done in range(0, total, size)] if total else []
@@ -202,6 +293,7 @@ def sample(
     init_params: Any = None,
     extra_fields: tuple[str, ...] = (),
     progress_bar: bool = True,
+    checkpoint: str | os.PathLike | None = None,
     **kwargs: Any,
 ) -> xarray.DataTree:
     """Run a kernel on its model and return the draws with their diagnostics.
@@ -217,12 +309,17 @@ def sample(
             chains if there are several.
         extra_fields: further fields of the kernel's state to collect.
         progress_bar: whether to show one.
+        checkpoint: a folder to keep the run in. The same call goes on from there after
+            an interrupt or a crash, to the draws of a run that was never interrupted;
+            one with a larger `num_samples` prolongs it. What is in the folder so far
+            is read by `nutfree.read_checkpoint`.
 
     Returns:
         An `xarray.DataTree` as `nutfree.to_arviz` makes it. Ctrl-C ends the run with
         the draws made so far and a warning.
 
     Raises:
+        CheckpointMismatch: if the folder is of another kernel, model, data or setting.
         MissingCapability, UnsupportedModel, InvalidData, NoFiniteStart: see
             `nutfree.errors`.
 
@@ -248,6 +345,7 @@ def sample(
         chain_method=chain_method or _chain_method(kernel, num_chains),
         progress_bar=progress_bar,
     )
+    mcmc.checkpoint = checkpoint
     mcmc.run(
         jax.random.key(seed),
         *args,

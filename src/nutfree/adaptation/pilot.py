@@ -57,6 +57,9 @@ def run_pilot(
     num_starts: int = 128,
     num_steps: int = 60,
     num_modes: int = 32,
+    num_first_steps: int = 0,
+    max_dense: int = MAX_DENSE,
+    widest: float = 1.0,
 ) -> Pilot:
     """Descend from many starts, and summarise what they end in.
 
@@ -68,6 +71,10 @@ def run_pilot(
         num_starts: number of starts.
         num_steps: gradients of each descent.
         num_modes: the most modes that are kept.
+        num_first_steps: where it is not 0, every start makes only so many steps, and
+            `num_modes` of their ends, as far apart as can be, the rest.
+        max_dense: up to this many coordinates the curvature is a full matrix.
+        widest: the starts lie up to this many times as far out as prior draws.
     """
     x, logdensity, _ = flatten(position, target)
     start_key, probe_key = jax.random.split(rng_key)
@@ -76,13 +83,20 @@ def run_pilot(
     scaled = standardised(logdensity, origin, unit)
     evaluate = counted_value_and_grad(scaled)
 
-    ends, values, counts = jax.vmap(lambda u: descend(evaluate, u, num_steps))(
-        (starts - origin) / unit
-    )
-    probe_keys = jax.random.split(probe_key, num_starts)
-    curvature, products = jax.vmap(lambda u, key: _curvature(scaled, u, key))(
-        ends, probe_keys
-    )
+    ends = (starts - origin) / unit
+    ends = ends * jnp.linspace(1.0, widest, num_starts, dtype=x.dtype)[:, None]
+    first_counts = jnp.zeros((), int)
+    if num_first_steps:
+        ends, values, counts = jax.vmap(
+            lambda u: descend(evaluate, u, num_first_steps)
+        )(ends)
+        first_counts = jnp.sum(counts)
+        ends = ends[far_apart(ends, values, min(num_modes, num_starts))]
+    ends, values, counts = jax.vmap(lambda u: descend(evaluate, u, num_steps))(ends)
+    probe_keys = jax.random.split(probe_key, len(ends))
+    curvature, products = jax.vmap(
+        lambda u, key: _curvature(scaled, u, key, max_dense)
+    )(ends, probe_keys)
     width, axes = jax.vmap(_principal)(curvature)
     log_mass = values + jnp.sum(jnp.log(width), axis=-1)
     weight = _weights(ends, width, axes, log_mass)
@@ -102,8 +116,31 @@ def run_pilot(
         jnp.exp(weight[best] @ jnp.log(conditional) / jnp.sum(weight[best])),
         modes,
         origin + unit * ends[best[0]],
-        jnp.sum(counts) + jnp.sum(products),
+        first_counts + jnp.sum(counts) + jnp.sum(products),
     )
+
+
+def far_apart(points: jax.Array, values: jax.Array, num_chosen: int) -> jax.Array:
+    """Indices of the best of the points, and then ever of the farthest from those.
+
+    Args:
+        points: `(n, d)`.
+        values: `(n,)`, their log densities; one that is not finite comes last.
+        num_chosen: how many indices.
+    """
+    finite = jnp.isfinite(values)
+    best = jnp.argmax(jnp.where(finite, values, -jnp.inf))
+    distance = jnp.where(finite, jnp.inf, -1.0).astype(points.dtype)
+
+    def choose(carry, _):
+        distance, chosen = carry
+        squares = jnp.sum((points - points[chosen]) ** 2, axis=-1)
+        distance = jnp.minimum(distance, squares)
+        # one that is chosen is not chosen again
+        distance = distance.at[chosen].set(-1.0)
+        return (distance, jnp.argmax(distance)), chosen
+
+    return jax.lax.scan(choose, (distance, best), None, length=num_chosen)[1]
 
 
 def _starts(rng_key, x, target: Target, num_starts: int) -> jax.Array:
@@ -209,13 +246,13 @@ def _two_loop(moves, changes, grad) -> jax.Array:
     return jax.lax.scan(forth, q, (moves, changes, rho, alphas))[0]
 
 
-def _curvature(logdensity, u, rng_key) -> tuple[jax.Array, jax.Array]:
-    """Minus the Hessian, `(d, d)`, or above `MAX_DENSE` its estimated diagonal."""
+def _curvature(logdensity, u, rng_key, max_dense) -> tuple[jax.Array, jax.Array]:
+    """Minus the Hessian, `(d, d)`, or above `max_dense` its estimated diagonal."""
 
     def product(count, v):
         return count + 2, -jax.jvp(jax.grad(logdensity), (u,), (v,))[1]
 
-    if u.size <= MAX_DENSE:
+    if u.size <= max_dense:
         count, matrix = jax.lax.scan(
             product, jnp.asarray(0), jnp.eye(u.size, dtype=u.dtype)
         )

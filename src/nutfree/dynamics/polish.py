@@ -101,21 +101,21 @@ def polish(
         fresh = jumps & (jumped % 2 == 1)
         j = jax.random.categorical(from_key, shares)
         k = jax.random.categorical(to_key, log_choice)
-        here = _mode(modes, jnp.where(jumps, j, jnp.argmax(shares)))
-        target = _mode(modes, k)
+        here = mode_at(modes, jnp.where(jumps, j, jnp.argmax(shares)))
+        target = mode_at(modes, k)
         turn = turns[i % len(TURNS)]
         step = step_size * turn
         noise = jax.random.normal(noise_key, point.u.shape, point.u.dtype)
         u = jnp.where(
             jumps,
-            _transported(point.u, here, target),
+            transported(point.u, here, target),
             _langevin(point, here, step, noise),
         )
         u = jnp.where(fresh, heavy_draw(fresh_key, modes, k), u)
         value, grad, count = evaluate(u, count)
         new, new_shares = Point(u, value, grad), log_shares(modes, u)
 
-        there = _mode(modes, jnp.argmax(new_shares))
+        there = mode_at(modes, jnp.argmax(new_shares))
         langevin_ratio = 0.5 * jnp.sum(
             noise**2 - _residual(new, there, step, point.u) ** 2
         ) + jnp.sum(jnp.log(here.width / there.width))
@@ -147,7 +147,8 @@ def polish(
     return Polished(point, means[0], means[1], jnp.asarray(count))
 
 
-def _mode(modes: Modes, k: jax.Array) -> Modes:
+def mode_at(modes: Modes, k: jax.Array) -> Modes:
+    """The row `k` of each array."""
     return jax.tree.map(lambda leaf: leaf[k], modes)
 
 
@@ -164,7 +165,7 @@ def _residual(start: Point, mode: Modes, step_size, end) -> jax.Array:
     return (moved - drift) / jnp.sqrt(step_size)
 
 
-def _transported(u, old: Modes, new: Modes) -> jax.Array:
+def transported(u, old: Modes, new: Modes) -> jax.Array:
     """Where `u` lies in the mode `new` if it lay there as it does in `old`."""
     # C^(1/2) = A diag(w) A' does not depend on the order or the signs of the axes
     z = out_of_axes(old.axes, into_axes(old.axes, u - old.center) / old.width)

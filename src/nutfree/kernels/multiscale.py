@@ -1,0 +1,183 @@
+"""Multiscale: exact draws from a multimodal posterior with a gradient.
+
+A pilot of many short descents finds the modes; warm-up fits a mixture q of Gaussian and
+Student-t components to them, which is then frozen. One transition makes `num_rounds`
+rounds of three Metropolis moves on pi (`dynamics.moves`):
+
+    local      a Hamiltonian trajectory in the metric of the nearest mode,
+    transport  u' = mu_k + C_k^(1/2) C_j^(-1/2) (u - mu_j), from mode j to mode k,
+    global     u' ~ q, accepted with probability min(1, pi(u') q(u) / (pi(u) q(u'))).
+
+Reference: independence and mode-jumping Metropolis moves, Tierney, Annals of Statistics
+22(4), 1994, and Pompe, Holmes and Latuszynski, Annals of Statistics 48(5), 2020. Exact.
+Gradients: num_rounds x (num_steps + 2). The draws of q also give the evidence, by
+bridge sampling (`nutfree.report.evidence`), and say whether q covers the posterior.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from nutfree.adaptation import Warmup
+from nutfree.adaptation.mixture import mixture_warmup
+from nutfree.adaptation.pilot import standardised
+from nutfree.dynamics.evaluation import counted_value_and_grad, flatten
+from nutfree.dynamics.mixture import TAILS, log_density
+from nutfree.dynamics.moves import global_move, local_move, transport_move
+from nutfree.dynamics.polish import Point
+from nutfree.registry import KernelSpec, option
+from nutfree.target import Position
+
+
+class MultiscaleState(NamedTuple):
+    """A draw (a pytree), its log density, and the gradient there (a pytree)."""
+
+    position: Position
+    logdensity: jax.Array
+    logdensity_grad: Position
+
+
+class MultiscaleInfo(NamedTuple):
+    """Mean acceptance probabilities by kind of move, and what the global draws told.
+
+    acceptance_rate, transport_rate, global_rate
+        Of the local moves, the jumps, and the draws of q.
+    log_importance
+        log pi - log q at the draw.
+    proposal_log_importance
+        The same at each draw of q, `(num_rounds,)`; -inf outside the support.
+    occupancy, tails
+        Odds of the modes, `(modes,)`, and tails of q that the chain holds.
+    """
+
+    acceptance_rate: jax.Array
+    transport_rate: jax.Array
+    global_rate: jax.Array
+    log_importance: jax.Array
+    proposal_log_importance: jax.Array
+    occupancy: jax.Array
+    tails: jax.Array
+    num_grad_evals: jax.Array
+
+
+def init(position, logdensity_fn, rng_key=None) -> MultiscaleState:
+    del rng_key
+    return MultiscaleState(position, *jax.value_and_grad(logdensity_fn)(position))
+
+
+def build_kernel(*, num_rounds: int = 2, num_steps: int = 5):
+    """Return `kernel(rng_key, state, logdensity_fn, **params)`.
+
+    The parameters are those of `mixture_warmup`: `step_size` of the local moves, in
+    widths of a mode, and `mixture`, q in the coordinates u = (x - `center`) / `scale`.
+    """
+
+    def kernel(
+        rng_key, state, logdensity_fn, step_size, center, scale, mixture
+    ) -> tuple[MultiscaleState, MultiscaleInfo]:
+        x, logdensity, unravel = flatten(state.position, logdensity_fn)
+        evaluate = counted_value_and_grad(standardised(logdensity, center, scale))
+        grad, _ = ravel_pytree(state.logdensity_grad)
+        start = Point((x - center) / scale, state.logdensity, scale * grad)
+        log_det = jnp.sum(jnp.log(scale))
+
+        def one_round(i, carry):
+            point, info, count = carry
+            keys = jax.random.split(jax.random.fold_in(rng_key, i), 5)
+            point, proposed, count = global_move(
+                keys[0], point, evaluate, mixture, count
+            )
+            jitter = jax.random.uniform(keys[1], (), x.dtype, 0.6, 1.0)
+            # a short trajectory gets away from where a long one is always rejected
+            short = (i > 0) & (jax.random.uniform(keys[2]) < 0.125)
+            point, local, count = local_move(
+                keys[3],
+                point,
+                evaluate,
+                mixture,
+                step_size=step_size * jnp.where(short, 0.05, jitter),
+                num_steps=num_steps,
+                count=count,
+            )
+            point, transport, count = transport_move(
+                keys[4], point, evaluate, mixture, count
+            )
+            ratio = proposed.log_importance + log_det
+            info = info._replace(
+                acceptance_rate=jnp.where(i == 0, local, info.acceptance_rate),
+                transport_rate=info.transport_rate + transport / num_rounds,
+                global_rate=info.global_rate + proposed.acceptance_rate / num_rounds,
+                proposal_log_importance=info.proposal_log_importance.at[i].set(ratio),
+                occupancy=info.occupancy + proposed.occupancy / num_rounds,
+                tails=info.tails + proposed.tails / num_rounds,
+            )
+            return point, info, count
+
+        none = jnp.zeros((), x.dtype)
+        info = MultiscaleInfo(
+            none,
+            none,
+            none,
+            none,
+            jnp.zeros(num_rounds, x.dtype),
+            jnp.zeros_like(mixture.modes.log_weight),
+            jnp.zeros(len(TAILS), x.dtype),
+            jnp.asarray(0),
+        )
+        point, info, count = jax.lax.fori_loop(
+            0, num_rounds, one_round, (start, info, jnp.asarray(0))
+        )
+        info = info._replace(
+            log_importance=point.value - log_density(mixture, point.u) + log_det,
+            num_grad_evals=count,
+        )
+        position = unravel(center + scale * point.u)
+        grad = unravel(point.grad / scale)
+        return MultiscaleState(position, point.value, grad), info
+
+    return kernel
+
+
+def warmup(
+    *,
+    num_starts: int = 1024,
+    num_first_steps: int = 10,
+    num_descent_steps: int = 60,
+    num_modes: int = 64,
+) -> Warmup:
+    return mixture_warmup(
+        num_starts=num_starts,
+        num_first_steps=num_first_steps,
+        num_descent_steps=num_descent_steps,
+        num_modes=num_modes,
+    )
+
+
+@dataclass(frozen=True)
+class Options:
+    num_rounds: int = option(2, "rounds of local, transport and global moves", ge=1)
+    num_steps: int = option(5, "leapfrog steps of a local move", ge=1)
+    num_starts: int = option(1024, "starts of the pilot", ge=2)
+    num_first_steps: int = option(10, "gradients of each of its descents", ge=1)
+    num_descent_steps: int = option(60, "further gradients at each mode kept", ge=1)
+    num_modes: int = option(64, "the most modes that it keeps", ge=1)
+    step_size: float | None = option(
+        None, "step of the local moves, in widths of a mode", gt=0, tuned=True
+    )
+
+
+SPEC = KernelSpec(
+    name="multiscale",
+    family="multiscale",
+    summary="exact jumps between a pilot's modes, Hamiltonian moves inside; evidence",
+    paper="Tierney 1994; Pompe, Holmes and Latuszynski 2020",
+    init=init,
+    build_kernel=build_kernel,
+    warmup=warmup,
+    options=Options,
+    draws="chain",
+    guarantee="exact",
+)

@@ -82,6 +82,8 @@ class KernelSpec:
             "ensemble" (a transition emits a member of an ensemble).
         guarantee: "exact" (the posterior is the stationary law) or "biased".
         bias: for a biased kernel, which option reduces the bias, and what shows it.
+        concerns: `concerns(params) -> list of str`, what the first parameters, those
+            that the user fixed among them, say against a run; the host warns of it.
         uses_gradient: False for a kernel that only evaluates the log density.
         recommended: True for the member that the family's name stands for.
         mcmc_kernel: a NumPyro `MCMCKernel` class where NumPyro has the kernel
@@ -100,6 +102,7 @@ class KernelSpec:
     draws: str = "chain"
     guarantee: str = "exact"
     bias: str = ""
+    concerns: Callable[[dict], list[str]] | None = None
     uses_gradient: bool = True
     recommended: bool = False
     mcmc_kernel: Callable | None = None

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nutfree.dynamics.denoisers import Denoiser
+from nutfree.dynamics.denoisers import Denoiser, as_estimate
+from nutfree.dynamics.slow import Look, Slow, annealed_overdamped, kinetic_step
 
 
 class PathEnd(NamedTuple):
@@ -28,9 +29,30 @@ class PathEnd(NamedTuple):
     spent: jax.Array
 
 
-def noise_levels(num_levels: int, first, last) -> jax.Array:
-    """`num_levels` noise levels from `first` down to `last`, evenly on a log scale."""
-    return jnp.exp(jnp.linspace(jnp.log(first), jnp.log(last), num_levels))
+#: How lambda rises from near 0 to near 1.
+SCHEDULES = ("sigmoid", "linear", "cosine")
+
+
+def noise_levels(num_levels: int, first, last, schedule: str = "sigmoid") -> jax.Array:
+    """`num_levels` noise levels s / sigma from `first` down to `last`.
+
+    lambda = 1/(1 + (s/sigma)^2) rises along "sigmoid" as 1/(1 + e^-t), so that log s
+    falls evenly, along "linear" evenly, and along "cosine" as sin^2 of an even angle.
+    """
+    along = jnp.linspace(0.0, 1.0, num_levels)
+
+    def evenly(start, end):
+        return start + along * (end - start)
+
+    if schedule == "sigmoid":
+        return jnp.exp(jnp.linspace(jnp.log(first), jnp.log(last), num_levels))
+    if schedule == "linear":
+        # 1 - lambda, which keeps its digits at the end
+        rest = evenly(first**2 / (1.0 + first**2), last**2 / (1.0 + last**2))
+        return jnp.sqrt(rest / (1.0 - rest))
+    if schedule == "cosine":
+        return jnp.tan(evenly(jnp.arctan(first), jnp.arctan(last)))
+    raise ValueError(f"The schedule is {schedule!r}; write one of {SCHEDULES}.")
 
 
 def annealed_path(
@@ -41,21 +63,17 @@ def annealed_path(
     dim: int,
     base_scale: jax.Array,
     width: Callable[[jax.Array], jax.Array] | jax.Array,
+    slow: Slow | None = None,
+    degrees_of_freedom: float | None = None,
     step_size: float | jax.Array = 1.0,
     count: jax.Array | int = 0,
 ) -> PathEnd:
-    """Annealed Langevin along X_lambda = sqrt(lambda) X + sqrt(1 - lambda) sigma z.
+    """Slow dynamics along X_lambda = sqrt(lambda) X + sqrt(1 - lambda) sigma z.
 
     The path of arXiv 2508.15069, with the base centred at the origin. A look is
     m = X_lambda / sqrt(lambda) with noise s = sigma sqrt((1 - lambda) / lambda), so the
-    levels give s / sigma. At each of them one step of
-
-        x' = x + (1 - a) V g + sqrt((1 - a^2) V) xi,    a = exp(-h),
-
-    with g = (sqrt(lambda) D - x) / (sigma^2 (1 - lambda)) the score of X_lambda and
-    V = lambda w^2 + (1 - lambda) sigma^2 its smallest variance. It is the
-    Euler-Maruyama step to first order in h, and exact where the target is Gaussian of
-    width w.
+    levels give s / sigma. At each of them the denoiser is asked once, and the slow
+    dynamics make a step.
 
     Args:
         rng_key: a key.
@@ -65,32 +83,38 @@ def annealed_path(
         base_scale: sigma: the standard deviation of the posterior, or more.
         width: w, (d,), how wide a mode is, or a function of m that gives it; the path
             is unstable in modes much narrower than this.
-        step_size: h.
+        slow: the dynamics, by default `annealed_overdamped(step_size)`.
+        degrees_of_freedom: of a Student-t z; None for Gaussian.
+        step_size: of the default dynamics.
         count: evaluations so far.
     """
+    slow = annealed_overdamped(step_size) if slow is None else slow
     first_key, path_key = jax.random.split(rng_key)
     x = base_scale * jax.random.normal(first_key, (dim,), levels.dtype)
+    if degrees_of_freedom is not None:
+        half = jnp.asarray(0.5 * degrees_of_freedom, levels.dtype)
+        g = jax.random.gamma(jax.random.fold_in(first_key, 0), half) / half
+        x = x / jnp.sqrt(g)
+    auxiliary = slow.init(jax.random.fold_in(first_key, 1), x, base_scale)
 
     def level(i, carry):
-        x, state, count = carry
+        x, auxiliary, state, count = carry
         denoise_key, noise_key = jax.random.split(jax.random.fold_in(path_key, i))
-        share = 1.0 / (1.0 + levels[i] ** 2)
-        root = jnp.sqrt(share)
-        m = x / root
+        s = levels[i]
+        m = x * jnp.sqrt(1.0 + s**2)
         estimate, state, count = denoiser.step(
-            denoise_key, state, m, levels[i] * base_scale, count
+            denoise_key, state, m, s * base_scale, count
         )
         w = width(m) if callable(width) else width
-        noise_variance = (1.0 - share) * base_scale**2
-        score = (root * estimate - x) / noise_variance
-        variance = share * w**2 + noise_variance
-        decay = jnp.exp(-step_size)
-        xi = jax.random.normal(noise_key, x.shape, x.dtype)
-        x = x + (1.0 - decay) * variance * score
-        return x + jnp.sqrt((1.0 - decay**2) * variance) * xi, state, count
+        following = levels[jnp.minimum(i + 1, len(levels) - 1)]
+        look = Look(i, s, following, base_scale, as_estimate(estimate), w)
+        x, auxiliary = slow.step(noise_key, look, x, auxiliary)
+        return x, auxiliary, state, count
 
-    start = (x, denoiser.init(x), jnp.asarray(count))
-    x, state, count = jax.lax.fori_loop(0, len(levels), level, start)
+    # what the first look is made of says where the fast chain may start
+    m = x * jnp.sqrt(1.0 + levels[0] ** 2)
+    start = (x, auxiliary, denoiser.init(m), jnp.asarray(count))
+    x, _, state, count = jax.lax.fori_loop(0, len(levels), level, start)
     last = levels[-1]
     return PathEnd(
         x * jnp.sqrt(1.0 + last**2), last * base_scale, state, jnp.asarray(count)
@@ -106,8 +130,8 @@ def looks_path(
     base_scale: jax.Array,
     noise: jax.Array,
     num_steps: int,
-    step_size: float | jax.Array = 0.7,
-    friction: float | jax.Array = 1.0,
+    step_size: float | jax.Array = 1.4,
+    friction: float | jax.Array = 2.0,
     count: jax.Array | int = 0,
 ) -> PathEnd:
     """Accumulate noisy looks y_m = X + sigma z_m, m = 1...M, each given the earlier.
@@ -116,10 +140,8 @@ def looks_path(
 
         grad log p(y_m | y_1...y_(m-1)) = (D(ybar_m, sigma/sqrt(m)) - y_m) / sigma^2,
 
-    and each look is drawn by underdamped Langevin that starts from the last look and
-    its velocity. The integrator is half a position step, the velocity, half a position
-    step, seen where it evaluates the force: there, and not between its steps, the
-    variance of a position is right on a Gaussian.
+    and each look is drawn by underdamped Langevin, `slow.kinetic_step`, that starts
+    from the last look and its velocity.
 
     Args:
         rng_key: a key.
@@ -129,15 +151,15 @@ def looks_path(
         base_scale: the standard deviation of the posterior, where the first starts.
         noise: sigma, an array, whose type the path has.
         num_steps: Langevin steps for each look.
-        step_size: in units of sigma, the standard deviation of a look.
-        friction: of the velocity, per unit of time.
+        step_size: in units of sigma, the standard deviation of a look; stable below
+            two.
+        friction: of the velocity, per unit of time; two is critical.
         count: evaluations so far.
     """
     first_key, velocity_key, path_key = jax.random.split(rng_key, 3)
     shape, dtype = (dim,), noise.dtype
     y = jnp.sqrt(base_scale**2 + noise**2) * jax.random.normal(first_key, shape, dtype)
-    half = 0.5 * step_size
-    decay = jnp.exp(-friction * step_size)
+    times = {"step_size": step_size, "friction": friction}
 
     def look(index, carry):
         y, velocity, mean, state, count = carry
@@ -153,10 +175,8 @@ def looks_path(
             )
             force = (estimate - y) / noise
             xi = jax.random.normal(noise_key, shape, dtype)
-            velocity = decay * (velocity + half * force) + half * force
-            velocity = velocity + jnp.sqrt(1.0 - decay**2) * xi
-            y = y + step_size * noise * velocity
-            return y, velocity, state, count
+            move, velocity = kinetic_step(xi, velocity, force, **times)
+            return y + noise * move, velocity, state, count
 
         y, velocity, state, count = jax.lax.fori_loop(
             0, num_steps, step, (y, velocity, state, count)

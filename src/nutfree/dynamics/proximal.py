@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from nutfree.dynamics.mirror import HyperbolicEntropy
-from nutfree.target import NonSmooth
+from nutfree.dynamics.mirror import Euclidean, HyperbolicEntropy, mirror_for
+from nutfree.target import NonSmooth, Position, Split
 
 
 def soft_threshold(x, threshold):
@@ -168,6 +168,35 @@ def smoothed(term: NonSmooth, x, step, scale):
     return moreau_envelope(term, x, step) + gap(x, step)
 
 
+def smoothed_log_density(split: Split, step, scales: Position) -> Callable:
+    """`z -> (smoothed log density, log density)` on the sampling space.
+
+    Only real-supported sites have their term smoothed.
+
+    Args:
+        split: of the target.
+        step: lambda, relative to the squared scales.
+        scales: like a position.
+    """
+    # the value of a real-supported site is its own coordinate, and so is its scale
+    by_site = split.constrain(scales)
+
+    def stands_for(name, term, x):
+        if isinstance(mirror_for(split.supports[name]), Euclidean):
+            return smoothed(term, x, step, by_site[name])
+        return term.value(x)
+
+    def evaluate(z):
+        values = split.constrain(z)
+        smooth, nonsmooth = split.terms(values)
+        smooth = smooth + split.log_det(z)
+        g = sum(term.value(values[name]) for name, term in nonsmooth.items())
+        envelope = sum(stands_for(k, term, values[k]) for k, term in nonsmooth.items())
+        return smooth - envelope, smooth - g
+
+    return evaluate
+
+
 def counted_envelope(log_densities: Callable) -> Callable:
     """`(x, count) -> ((smoothed, exact), gradient of smoothed, count + 1)`."""
     both = jax.value_and_grad(log_densities, has_aux=True)
@@ -188,5 +217,6 @@ __all__ = [
     "project_simplex",
     "right_bregman_envelope",
     "smoothed",
+    "smoothed_log_density",
     "soft_threshold",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -214,6 +215,9 @@ class NutfreeKernel(MCMCKernel):
                 "The log density is not finite at the starting point. Pass an "
                 "init_params where it is."
             )
+        if self.spec.concerns is not None:
+            for concern in self.spec.concerns(state.adapt_state.params):
+                warnings.warn(concern, stacklevel=3)
 
     def _begin(self, target, rng_key, start_key, pilot_key, position) -> NutfreeState:
         """The first state of one chain."""

@@ -23,25 +23,24 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from nutfree.adaptation import Warmup
-from nutfree.adaptation.annealed import annealed_warmup
-from nutfree.adaptation.pilot import standardised
 from nutfree.dynamics.denoisers import slow_fast
-from nutfree.dynamics.evaluation import counted_value_and_grad, flatten
-from nutfree.dynamics.modes import conditional_width, draw_given_look
 from nutfree.dynamics.paths import looks_path
 from nutfree.dynamics.polish import polish, start_at
-from nutfree.kernels import multalmc
-from nutfree.kernels.multalmc import MultALMCInfo as CLCInfo
-from nutfree.kernels.multalmc import MultALMCState as CLCState
-from nutfree.kernels.multalmc import standardised_point, state_at
+from nutfree.kernels import _path
+from nutfree.kernels._path import PathInfo as CLCInfo
+from nutfree.kernels._path import PathOptions
+from nutfree.kernels._path import PathState as CLCState
 from nutfree.registry import KernelSpec, option
 
-init = multalmc.init
+__all__ = ["SPEC", "CLCInfo", "CLCState", "build_kernel", "init", "warmup"]
+
+init = _path.init
+warmup = _path.warmup
 
 FAST_STEP_SIZE = 0.5
-#: Of the looks' dynamics, in units of sigma.
-LOOK_STEP_SIZE = 0.7
+#: Of the looks' dynamics, in units of sigma; stable below two. With two steps a look,
+#: the mean of the looks then has its variance on a Gaussian within a tenth.
+LOOK_STEP_SIZE = 1.4
 
 
 def build_kernel(
@@ -55,123 +54,82 @@ def build_kernel(
     num_jumps: int = 12,
     final: str = "draw",
 ):
-    """Return `kernel(rng_key, state, logdensity_fn, **params)`.
+    """Return `kernel(rng_key, state, logdensity_fn, **params)`, a `path_kernel`.
 
-    The parameters are those of `annealed_warmup`. Noise is in units of `base_scale`.
+    Noise is in units of `base_scale`.
     """
 
-    def kernel(
-        rng_key,
-        state,
-        logdensity_fn,
-        step_size,
-        base_scale,
-        center,
-        scale,
-        width,
-        modes,
-    ) -> tuple[CLCState, CLCInfo]:
-        del width
-        x, logdensity, unravel = flatten(state.position, logdensity_fn)
-        target = standardised(logdensity, center, scale)
-        evaluate = counted_value_and_grad(target)
-        path_key, mean_key, tilted_key, polish_key = jax.random.split(rng_key, 4)
-        previous = standardised_point(state, center, scale)
-
+    def walk(rng_key, at: _path.Setting) -> tuple[jax.Array, jax.Array]:
+        path_key, end_key = jax.random.split(rng_key)
         denoiser = slow_fast(
-            target,
+            at.target,
             num_steps=num_fast_steps,
             step_size=FAST_STEP_SIZE,
-            width=lambda y: conditional_width(modes, y),
-            restart=lambda key, m, s: draw_given_look(key, modes, m, s),
+            width=at.nearest_width,
+            restart=at.modes_given_look,
             restart_above=0.0,
         )
-        sigma = noise * base_scale
+        u = at.previous.u
         path = looks_path(
             path_key,
             denoiser,
             num_looks,
-            dim=x.size,
-            base_scale=base_scale,
-            noise=jnp.asarray(sigma, x.dtype),
+            dim=u.size,
+            base_scale=at.base_scale,
+            noise=jnp.asarray(noise * at.base_scale, u.dtype),
             num_steps=num_look_steps,
             step_size=LOOK_STEP_SIZE,
         )
         if final == "jump":
             jump, _, count = denoiser.step(
-                mean_key, path.carry, path.look, path.noise, path.spent
+                end_key, path.carry, path.look, path.noise, path.spent
             )
-            point, lost, count = start_at(jump, previous, evaluate, count)
-            nan = jnp.full_like(point.value, jnp.nan)
-            info = CLCInfo(nan, nan, lost, count)
-            return state_at(point, unravel, center, scale), info
+            return jump, count
 
         def tilted(u, count):
-            value, grad, count = evaluate(u, count)
+            value, grad, count = at.evaluate(u, count)
             z = (u - path.look) / path.noise
             return value - 0.5 * jnp.sum(z**2), grad - z / path.noise, count
 
         # the tilt narrows every mode alike; without jumps their weights do not matter
-        narrowed = modes._replace(width=(modes.width**-2.0 + path.noise**-2.0) ** -0.5)
-        start, _, count = start_at(path.carry, previous, tilted, path.spent)
+        width = (at.modes.width**-2.0 + path.noise**-2.0) ** -0.5
+        start, _, count = start_at(path.carry, at.previous, tilted, path.spent)
         drawn = polish(
-            tilted_key,
+            end_key,
             start,
             tilted,
-            narrowed,
-            step_size=step_size,
+            at.modes._replace(width=width),
+            step_size=at.step_size,
             num_steps=num_tilted_steps,
             num_jumps=0,
             count=count,
         )
-        start, lost, count = start_at(drawn.point.u, previous, evaluate, drawn.spent)
-        end = polish(
-            polish_key,
-            start,
-            evaluate,
-            modes,
-            step_size=step_size,
-            num_steps=num_steps,
-            num_jumps=num_jumps,
-            count=count,
-        )
-        info = CLCInfo(end.acceptance_rate, end.jump_rate, lost, end.spent)
-        return state_at(end.point, unravel, center, scale), info
+        return drawn.point.u, drawn.spent
 
-    return kernel
-
-
-def warmup(
-    *, num_starts: int = 256, num_descent_steps: int = 100, num_modes: int = 64
-) -> Warmup:
-    return annealed_warmup(
-        num_starts=num_starts, num_descent_steps=num_descent_steps, num_modes=num_modes
+    # the jump is where the paper ends
+    last = final != "jump"
+    return _path.path_kernel(
+        walk, num_steps=num_steps if last else 0, num_jumps=num_jumps if last else 0
     )
 
 
 @dataclass(frozen=True)
-class Options:
+class _LookOptions:
     num_looks: int = option(24, "noisy looks M that are accumulated", ge=1)
     noise: float = option(1.5, "sigma of a look, in units of base_scale", gt=0)
     num_look_steps: int = option(2, "underdamped Langevin steps for each look", ge=1)
     num_fast_steps: int = option(2, "Langevin steps for each estimate of D", ge=1)
     num_tilted_steps: int = option(16, "steps that draw x given the looks", ge=1)
-    num_steps: int = option(192, "Metropolis-adjusted Langevin steps after that", ge=1)
-    num_jumps: int = option(12, "Metropolis jumps between modes, among them", ge=0)
     final: str = option(
         "draw",
         "end in a draw of x given the looks, or in the paper's jump to its mean",
         choices=("draw", "jump"),
     )
-    num_starts: int = option(256, "starts of the pilot", ge=2)
-    num_descent_steps: int = option(100, "gradients of each of its descents", ge=1)
-    num_modes: int = option(64, "the most modes that it keeps", ge=1)
-    step_size: float | None = option(
-        None, "step of the last Langevin moves, in widths of a mode", gt=0, tuned=True
-    )
-    base_scale: float | None = option(
-        None, "spread of the first look, in posterior sds", gt=0, tuned=True
-    )
+
+
+@dataclass(frozen=True)
+class Options(PathOptions, _LookOptions):
+    pass
 
 
 SPEC = KernelSpec(
@@ -191,5 +149,6 @@ SPEC = KernelSpec(
     "pilot's num_starts missed is hardly visited, and disagreement of mode weights "
     "between chains, each with a pilot of its own, shows it; final='jump' shrinks the "
     "law by about noise^2 / num_looks",
+    concerns=_path.concerns,
     recommended=True,
 )

@@ -34,17 +34,33 @@ class Prior:
 
 
 @dataclass(frozen=True, eq=False)
+class InOrder:
+    """The rows as a pass over all of them asks for them, where that is another way.
+
+    `terms(position, indices)` is that of `Minibatch`, for `block_size` indices that
+    follow one another from a multiple of `block_size` on; beyond the last row, it
+    stands for those that are missing.
+    """
+
+    block_size: int
+    terms: Callable[[Position, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+@dataclass(frozen=True, eq=False)
 class Minibatch:
     """A log density whose data rows can be asked for one by one.
 
     `terms(position, indices)` returns `(outside, rows)`: the part of the log density
     that no row owns (prior, Jacobian, observations outside of the plate), a scalar,
-    and the log likelihood of each row in `indices`, of the same shape `(n,)`.
+    and the log likelihood of each row in `indices`, of the same shape `(n,)`. Where
+    the rows are on disk, an index stands for whatever row is in memory in its place,
+    uniformly distributed if it is; a pass over all rows then goes by `in_order`.
     """
 
     num_data: int
     terms: Callable[[Position, jax.Array], tuple[jax.Array, jax.Array]]
     plate: str = "data"
+    in_order: InOrder | None = None
 
     def logdensity(self, position: Position, indices: jax.Array) -> jax.Array:
         """Unbiased estimate of the full log density from rows drawn uniformly.

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from nutfree.dynamics.gradients import (
-    ESTIMATORS,
     Control,
     control_at,
+    control_variate,
     default_batch_size,
-    draw_rows,
     full_logdensity,
     plain,
     predicted_inflation,
@@ -16,7 +15,10 @@ from nutfree.dynamics.gradients import (
     sum_rows,
     whitened_noise,
 )
+from nutfree.dynamics.rows import Rows, draw_rows
 from nutfree.target import Minibatch
+
+ESTIMATORS = {"plain": plain, "control_variate": control_variate}
 
 
 def logistic(num_data, dim, seed=0):
@@ -35,6 +37,10 @@ def logistic(num_data, dim, seed=0):
     return Minibatch(num_data, terms), X, y, truth
 
 
+def alike(indices, num_data):
+    return Rows(indices, jnp.full(indices.shape, num_data / indices.shape[0]))
+
+
 def exact_rows_gradient(X, y, x):
     X = X.astype(np.float64)
     return X.T @ (y - 1 / (1 + np.exp(-X @ np.asarray(x, np.float64))))
@@ -48,7 +54,7 @@ def test_estimators_are_unbiased(name):
     control, _ = control_at(minibatch, centre, 0.0)
 
     def estimate(i):
-        return ESTIMATORS[name](minibatch, i[None], x, control, 0.0)[0]
+        return ESTIMATORS[name](minibatch, alike(i[None], 300), x, control, 0.0)[0]
 
     mean = jnp.mean(jax.vmap(estimate)(jnp.arange(300)), axis=0)
     expected = jax.grad(minibatch.logdensity)(x, jnp.arange(300))
@@ -61,7 +67,8 @@ def test_control_variate_is_exact_at_its_centre():
     control, _ = control_at(minibatch, centre, 0.0)
     full = jax.grad(minibatch.logdensity)(centre, jnp.arange(300))
     for indices in (jnp.array([5]), jnp.array([1, 1, 200])):
-        got, _ = ESTIMATORS["control_variate"](minibatch, indices, centre, control, 0.0)
+        rows = alike(indices, 300)
+        got, _ = control_variate(minibatch, rows, centre, control, 0.0)
         np.testing.assert_allclose(got, full, rtol=1e-3, atol=1e-3)
 
 
@@ -90,8 +97,8 @@ def test_control_variate_has_less_noise_near_its_centre():
 def test_a_batch_counts_the_rows_it_evaluates(name, cost):
     minibatch, *_ = logistic(300, 2)
     control = Control(jnp.zeros(2), jnp.zeros(2))
-    indices = jnp.arange(30)
-    _, count = ESTIMATORS[name](minibatch, indices, jnp.ones(2), control, 1.0)
+    rows = alike(jnp.arange(30), 300)
+    _, count = ESTIMATORS[name](minibatch, rows, jnp.ones(2), control, 1.0)
     np.testing.assert_allclose(count, 1 + cost, rtol=1e-6)
 
 
@@ -185,16 +192,6 @@ def test_gradient_at_the_centre_is_exact_in_float32():
 @pytest.mark.slow
 def test_gradient_at_the_centre_is_exact_in_float32_with_a_million_rows():
     assert centre_error(1_000_000) < 1e-4
-
-
-@pytest.mark.parametrize("batch_size", [10, 100, 200])
-def test_rows_are_drawn_from_all_of_them(batch_size):
-    rows = draw_rows(jax.random.key(0), 100, batch_size)
-    assert rows.shape == (min(batch_size, 100),)
-    assert int(rows.min()) >= 0
-    assert int(rows.max()) < 100
-    if batch_size >= 100:
-        assert len(set(rows.tolist())) == 100
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from nutfree.adaptation.mode import positive, precision
 from nutfree.dynamics.evaluation import is_finite, select
-from nutfree.dynamics.gradients import draw_rows, flat_minibatch, plain
+from nutfree.dynamics.gradients import flat_minibatch, plain
 from nutfree.dynamics.preconditioning import guarded_step, matvec
+from nutfree.dynamics.rows import draw_rows
 from nutfree.target import Target
 
 
@@ -146,8 +147,8 @@ def owner_gradient(shard: Target, unravel, batch_size: int | None, share: float)
     minibatch = flat_minibatch(shard.minibatch, unravel)
 
     def batch(rng_key, x, count):
-        indices = draw_rows(rng_key, minibatch.num_data, batch_size)
-        gradient, cost = plain(minibatch, indices, x, (), 0.0)
+        rows = draw_rows(rng_key, minibatch.num_data, batch_size)
+        gradient, cost = plain(minibatch, rows, x, (), 0.0)
         return gradient, count + share * cost
 
     return batch

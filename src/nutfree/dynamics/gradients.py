@@ -1,24 +1,26 @@
 """Gradients of a log density from a few of its rows, and from all of them in blocks.
 
-An estimator is a function `(minibatch, indices, x, control, count) -> (gradient,
-count)` over flat vectors x. With N rows, n of them in a batch and l_i the log
-likelihood of row i:
+With rows i_j of weights w_j (see `nutfree.dynamics.rows`; N/n for n of N drawn
+uniformly) and l_i the log likelihood of row i:
 
-    plain            grad outside(x) + (N/n) sum_i grad l_i(x)
+    plain            grad outside(x) + sum_j w_j grad l_ij(x)
     control variate  grad outside(x) + sum_all grad l_i(c)
-                     + (N/n) sum_i (grad l_i(x) - grad l_i(c))
+                     + sum_j w_j (grad l_ij(x) - grad l_ij(c))
 
 (Welling and Teh 2011; Baker, Fearnhead, Fox and Nemeth, arXiv 1706.05439). Counts are
 in full-data gradients: the plain one costs n/N, the other, which evaluates each row at
-x and at the centre c, 2n/N.
+x and at the centre c, 2n/N. Estimators that remember are in
+`nutfree.dynamics.estimators`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from nutfree.dynamics.rows import Rows
 from nutfree.target import Minibatch
 
 #: Rows that a pass over all of the data holds in memory at once.
@@ -34,10 +36,12 @@ class Control(NamedTuple):
 
 def flat_minibatch(minibatch: Minibatch, unravel: Callable) -> Minibatch:
     """The same rows, as functions of a flat vector."""
-    return Minibatch(
-        minibatch.num_data,
-        lambda x, indices: minibatch.terms(unravel(x), indices),
-        minibatch.plate,
+    return replace(
+        minibatch,
+        terms=lambda x, indices: minibatch.terms(unravel(x), indices),
+        in_order=None
+        if (ordered := minibatch.in_order) is None
+        else replace(ordered, terms=lambda x, i: ordered.terms(unravel(x), i)),
     )
 
 
@@ -52,32 +56,33 @@ def default_batch_size(num_data: int, dim: int) -> int:
     return min(num_data, max(by_rows, by_dim))
 
 
-def draw_rows(rng_key: jax.Array, num_data: int, batch_size: int) -> jax.Array:
-    """Row numbers drawn with replacement; every row once where the batch is all."""
-    if batch_size >= num_data:
-        return jnp.arange(num_data)
-    return jax.random.randint(rng_key, (batch_size,), 0, num_data)
-
-
-def plain(minibatch, indices, x, control, count) -> tuple[jax.Array, jax.Array]:
+def plain(minibatch, rows: Rows, x, control, count) -> tuple[jax.Array, jax.Array]:
     """The batch's own gradient, scaled up."""
     del control
-    value, gradient = jax.value_and_grad(minibatch.logdensity)(x, indices)
-    count = count + indices.shape[0] / minibatch.num_data
+    value, gradient = jax.value_and_grad(_estimate)(x, minibatch, rows)
+    count = count + rows.indices.shape[0] / minibatch.num_data
     return _nan_unless_finite(value, gradient), count
 
 
-def control_variate(minibatch, indices, x, control, count):
+def control_variate(minibatch, rows: Rows, x, control, count):
     """The batch's gradient relative to that at the centre of the `Control`."""
-    scale = minibatch.num_data / indices.shape[0]
 
-    def rows(x):
-        return scale * jnp.sum(minibatch.terms(x, indices)[1])
+    def batch(x):
+        return jnp.sum(
+            rows.weights.astype(x.dtype) * minibatch.terms(x, rows.indices)[1]
+        )
 
-    value, at_x = jax.value_and_grad(minibatch.logdensity)(x, indices)
-    at_centre = jax.grad(rows)(control.centre)
+    value, at_x = jax.value_and_grad(_estimate)(x, minibatch, rows)
+    at_centre = jax.grad(batch)(control.centre)
     gradient = (at_x - at_centre) + control.rows_gradient
-    return _nan_unless_finite(value, gradient), count + 2 / scale
+    count = count + 2 * rows.indices.shape[0] / minibatch.num_data
+    return _nan_unless_finite(value, gradient), count
+
+
+def _estimate(x, minibatch: Minibatch, rows: Rows) -> jax.Array:
+    """Unbiased estimate of the log density."""
+    outside, terms = minibatch.terms(x, rows.indices)
+    return outside + jnp.sum(rows.weights.astype(x.dtype) * terms)
 
 
 def _nan_unless_finite(value: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -85,10 +90,7 @@ def _nan_unless_finite(value: jax.Array, gradient: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(value), gradient, jnp.nan)
 
 
-ESTIMATORS: dict[str, Callable] = {"plain": plain, "control_variate": control_variate}
-
-
-def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Knuth's a + b: the rounded sum, and the error of its rounding, exactly."""
     total = a + b
     b_rounded = total - a
@@ -96,7 +98,10 @@ def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def sum_rows(
-    minibatch: Minibatch, x: jax.Array, block_size: int = BLOCK_SIZE
+    minibatch: Minibatch,
+    x: jax.Array,
+    block_size: int = BLOCK_SIZE,
+    due: jax.Array | bool = True,
 ) -> tuple[Any, Any]:
     """All rows' log likelihood and its gradient, in blocks, with compensated sums.
 
@@ -108,30 +113,36 @@ def sum_rows(
         minibatch: over flat vectors.
         x: shape `(d,)`.
         block_size: rows in memory at once.
+        due: where False, nothing is evaluated, and the sums are zero. A condition
+            that differs between vmapped chains costs a pass for all of them.
 
     Returns:
         `(high, low)`, two pairs `(value, gradient)`; their sum is the result, and
         `low` is what `high` has lost in rounding.
     """
-    num_data = minibatch.num_data
+    num_data, terms = minibatch.num_data, minibatch.terms
     block_size = min(block_size, num_data)
+    if minibatch.in_order is not None:
+        block_size, terms = minibatch.in_order.block_size, minibatch.in_order.terms
 
     def block_sum(x, start):
         indices = start + jnp.arange(block_size)
-        _, rows = minibatch.terms(x, jnp.minimum(indices, num_data - 1))
+        _, rows = terms(x, jnp.minimum(indices, num_data - 1))
         return jnp.sum(jnp.where(indices < num_data, rows, 0))
 
-    def add(carry, start):
+    def add(block, carry):
         high, low = carry
-        sums = jax.tree.map(_two_sum, high, jax.value_and_grad(block_sum)(x, start))
+        start = block * block_size
+        sums = jax.tree.map(two_sum, high, jax.value_and_grad(block_sum)(x, start))
         (value, value_error), (gradient, gradient_error) = sums
         low = (low[0] + value_error, low[1] + gradient_error)
-        return ((value, gradient), low), None
+        return (value, gradient), low
 
     zeros = (jnp.zeros((), x.dtype), jnp.zeros_like(x))
-    starts = jnp.arange(0, num_data, block_size)
-    (high, low), _ = jax.lax.scan(add, (zeros, zeros), starts)
-    return high, low
+    num_blocks = -(-num_data // block_size)
+    # a loop of no rounds is a condition that stays one under vmap
+    rounds = num_blocks if due is True else jnp.where(due, num_blocks, 0)
+    return jax.lax.fori_loop(0, rounds, add, (zeros, zeros))
 
 
 def control_at(minibatch, centre, count) -> tuple[Control, jax.Array]:
@@ -196,7 +207,7 @@ def whitened_noise(
         return (total + 0.5 * whiten(first - second) ** 2, count), None
 
     keys = jax.random.split(rng_key, num_draws)
-    shape = jax.eval_shape(draw, rng_key)
+    shape = jax.eval_shape(lambda key: one((0.0, count), key)[0][0], keys[0])
     zeros = jnp.zeros(shape.shape, shape.dtype)
     (total, count), _ = jax.lax.scan(one, (zeros, count), keys)
     return total / num_draws, count

@@ -5,6 +5,8 @@
 with C a matrix, or a vector or a scalar that stands for a diagonal one.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -27,9 +29,7 @@ def transpose(matrix: jax.Array) -> jax.Array:
     return matrix.T if jnp.ndim(matrix) == 2 else matrix
 
 
-def guarded_step(
-    rng_key, x, ahead, gradient, step_size, factor
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def guarded(x, ahead, gradient, move) -> tuple[jax.Array, jax.Array, Any, jax.Array]:
     """One step of a chain that never rests where its gradient is not finite.
 
     Whether a step was a good one shows when the gradient there is asked for, so the
@@ -39,16 +39,32 @@ def guarded_step(
         x: the last good position, shape `(d,)`.
         ahead: the step from it, or `x` itself.
         gradient: at `ahead`.
-        factor: R.
+        move: `x -> (the step from x, anything else)`.
 
     Returns:
-        `(x, ahead, divergent)`: `ahead` becomes `x` where its gradient is finite, and
-        a step is made from it; otherwise the chain goes back to `x`.
+        `(x, ahead, anything else, divergent)`: `ahead` becomes `x` where its gradient
+        is finite, and a step is made from it; otherwise the chain goes back to `x`.
     """
     finite = is_finite(gradient)
     x = jnp.where(finite, ahead, x)
-    noise = jax.random.normal(rng_key, x.shape, x.dtype)
-    drift = 0.5 * step_size * matvec(transpose(factor), gradient)
-    moved = x + matvec(factor, drift + jnp.sqrt(step_size) * noise)
+    moved, rest = move(x)
     ok = finite & is_finite(moved)
-    return x, jnp.where(ok, moved, x), ~ok
+    return x, jnp.where(ok, moved, x), rest, ~ok
+
+
+def guarded_step(
+    rng_key, x, ahead, gradient, step_size, factor
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A guarded Langevin step: `(x, ahead, divergent)`, see `guarded`.
+
+    Args:
+        factor: R.
+    """
+
+    def move(x):
+        noise = jax.random.normal(rng_key, x.shape, x.dtype)
+        drift = 0.5 * step_size * matvec(transpose(factor), gradient)
+        return x + matvec(factor, drift + jnp.sqrt(step_size) * noise), ()
+
+    x, ahead, _, divergent = guarded(x, ahead, gradient, move)
+    return x, ahead, divergent

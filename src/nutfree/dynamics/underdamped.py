@@ -1,0 +1,78 @@
+"""What kernels with a momentum share: their law on a Gaussian, and steps from it.
+
+A coordinate of a Gaussian posterior with precision L and its momentum follow a linear
+recursion z' = A z + noise of covariance Q, so that their stationary covariance S solves
+S = A S A' + Q.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from nutfree.dynamics.stochastic import steps_for
+
+#: The largest step that warm-up takes, in units of the fastest oscillation: where a
+#: Gaussian says nothing against it, the curvature of others does.
+MAX_STEP = 0.5
+NUM_BISECTIONS = 30
+
+
+def draw_momentum(rng_key, u) -> jax.Array:
+    return jax.random.normal(rng_key, u.shape, u.dtype)
+
+
+def stationary_variance(recursion) -> jax.Array:
+    """Of the position, the first of two coordinates; infinite where there is none."""
+    A, Q = recursion
+    determinant = A[0, 0] * A[1, 1] - A[0, 1] * A[1, 0]
+    trace = A[0, 0] + A[1, 1]
+    stable = (jnp.abs(determinant) < 1) & (jnp.abs(trace) < 1 + determinant)
+    A = jnp.where(stable, A, jnp.zeros_like(A))
+    S = jnp.linalg.solve(jnp.eye(4, dtype=A.dtype) - jnp.kron(A, A), Q.reshape(4))
+    return jnp.where(stable, S[0], jnp.inf)
+
+
+def underdamped_inflation(recursion: Callable) -> Callable:
+    """`Dynamics.inflation` out of `recursion(step_size, noise, precision, **settings)`,
+    which returns `(A, Q)` for the pair of position and momentum."""
+
+    def inflation(step_size, noise, curvature, num_steps, **settings) -> jax.Array:
+        del num_steps
+        slow = stationary_variance(recursion(step_size, noise, 1.0, **settings)) - 1
+        fast = recursion(step_size, noise, curvature, **settings)
+        fast = curvature * stationary_variance(fast) - 1
+        return jnp.where(jnp.abs(fast) > jnp.abs(slow), fast, slow)
+
+    return inflation
+
+
+def underdamped_tune(inflation: Callable) -> Callable:
+    """`Dynamics.tune`: the largest step up to `MAX_STEP` with the error asked for."""
+
+    def tune(max_inflation, noise, curvature, settings) -> dict:
+        top = MAX_STEP / jnp.sqrt(curvature)
+
+        def good(step_size):
+            predicted = inflation(step_size, noise, curvature, 1, **settings)
+            return jnp.abs(predicted) <= max_inflation
+
+        def bisect(_, bounds):
+            low, high = bounds
+            middle = jnp.sqrt(low * high)
+            return (
+                jnp.where(good(middle), middle, low),
+                jnp.where(good(middle), high, middle),
+            )
+
+        low, _ = jax.lax.fori_loop(0, NUM_BISECTIONS, bisect, (1e-5 * top, top))
+        return {"step_size": jnp.where(good(top), top, low)}
+
+    return tune
+
+
+def underdamped_steps(step_size, noise, **settings) -> jax.Array:
+    """At friction 2, near critical damping, a time of 2 makes two draws nearly apart:
+    their correlation is 0.4."""
+    del noise, settings
+    return steps_for(step_size)

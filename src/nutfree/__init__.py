@@ -19,6 +19,7 @@ from nutfree.errors import (
     UnknownKernel,
     UnsupportedModel,
 )
+from nutfree.frontends.disk import rows
 from nutfree.frontends.federated import federated
 from nutfree.frontends.handlers import full_data
 from nutfree.frontends.numpyro import model_target
@@ -56,6 +57,7 @@ __all__ = [
     "read_checkpoint",
     "recommend",
     "register",
+    "rows",
     "sample",
     "to_arviz",
 ]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import nutfree as nf
-from nutfree.hosts import sample as host
+from nutfree.hosts import pieces as host
 from tests.targets import regression, regression_data
 
 DATA = regression_data()

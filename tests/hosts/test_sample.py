@@ -6,8 +6,8 @@ import pytest
 from numpyro.infer import MCMC
 
 import nutfree as nf
-from nutfree.hosts import sample as host
-from nutfree.hosts.sample import PiecewiseMCMC
+from nutfree.hosts import pieces as host
+from nutfree.hosts.pieces import PiecewiseMCMC
 from tests.targets import regression, regression_data
 
 DATA = regression_data()

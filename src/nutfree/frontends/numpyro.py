@@ -28,6 +28,13 @@ from nutfree.frontends.checks import check_latent, check_nan, check_shapes
 from nutfree.frontends.federated import FederatedModel, shard_models
 from nutfree.frontends.handlers import full_data, is_jacobian, prior_only
 from nutfree.frontends.plates import data_plate, row_terms
+from nutfree.frontends.windows import (
+    Window,
+    check_deterministic,
+    find,
+    in_memory,
+    streamed_target,
+)
 from nutfree.target import LogDensity, Minibatch, Position, Prior, Split, Target
 
 
@@ -73,7 +80,7 @@ class ModelFrontend:
             InvalidData: if a NaN in the data is why there is none.
             NoFiniteStart: if there is none for another reason.
         """
-        kwargs = dict(kwargs or {})
+        args, kwargs = in_memory((args, dict(kwargs or {})))
         try:
             return initialize_model(
                 rng_key,
@@ -110,6 +117,8 @@ class ModelFrontend:
     ) -> Target:
         """The target for these arguments; traceable in them."""
         kwargs = dict(kwargs or {})
+        if find(Window, (args, kwargs)):
+            return streamed_target(self, args, kwargs)
         model = full_data(handlers.seed(self.model, 0))
 
         def logdensity(position):
@@ -205,7 +214,8 @@ def analyse(
         UnsupportedModel: for a discrete latent site, by name; a model without latent
             sites.
     """
-    kwargs = dict(kwargs or {})
+    streamed = bool(find(Window, (args, kwargs)))
+    args, kwargs = in_memory((args, dict(kwargs or {})))
     try:
         trace, another = (
             handlers.trace(_started(model, seed)).get_trace(*args, **kwargs)
@@ -241,6 +251,8 @@ def analyse(
     plate, num_data, missing = data_plate(fixed, trace, args, kwargs, plate)
     if plate is None:
         advice["minibatch"] = missing
+    elif streamed:
+        check_deterministic(trace, plate)
     return ModelFrontend(
         fixed, model, supports, laplace, plate, num_data, not improper, advice
     )

@@ -18,6 +18,7 @@ from nutfree.adaptation import AdaptationState
 from nutfree.errors import InvalidOption, NoFiniteStart, UnsupportedModel
 from nutfree.frontends.handlers import full_data
 from nutfree.frontends.numpyro import ModelFrontend, analyse
+from nutfree.frontends.windows import Window, find, replaced
 from nutfree.hosts.state import (
     ACROSS_CHAINS,
     NutfreeState,
@@ -171,17 +172,29 @@ class NutfreeKernel(MCMCKernel):
             # the leaves are kept, so that their identities stay theirs
             self._run, self._num_warmup = (run, leaves), num_warmup
             self._frontend = None
-            target = self.target(model_args, model_kwargs)
-            begin = partial(self._begin, target)
+            begin = self._begin_for((model_args, model_kwargs))
             if batched:
-                begin = jax.vmap(begin)
+                begin = jax.vmap(begin, in_axes=(None, 0, 0, 0, 0))
             self._compiled_begin = jax.jit(begin)
         target = self.target(model_args, model_kwargs)
         keys = split_key(rng_key, batched)
         position = init_params
         if position is None:
             position = self._start(keys[1], batched, target, model_args, model_kwargs)
-        return *keys, position
+        return find(Window, (model_args, model_kwargs)), *keys, position
+
+    def _begin_for(self, data) -> Callable:
+        """`begin(windows, *keys, position)`, in which no window is a constant."""
+        target = self.target(*data)
+        if not find(Window, data):
+            return lambda windows, *inputs: self._begin(target, *inputs)
+
+        def begin(windows, *inputs):
+            windows = iter(windows)
+            target = self.target(*replaced(Window, lambda _: next(windows), data))
+            return self._begin(target, *inputs)
+
+        return begin
 
     def _start(self, rng_key, batched, target, model_args, model_kwargs):
         if self._frontend is not None:

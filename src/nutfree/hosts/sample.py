@@ -1,277 +1,22 @@
-"""`sample`: a kernel run to a DataTree, in pieces that an interrupt cannot lose.
-
-The draws are those of NumPyro's `MCMC` with the same key. One program, compiled once,
-makes a piece of the run, and the host goes from piece to piece, where the progress bar
-and Ctrl-C are.
-"""
+"""`sample`: a kernel run to a DataTree, with the draws of NumPyro's `MCMC`."""
 
 from __future__ import annotations
 
-import math
 import os
-import time
-import warnings
-from dataclasses import asdict, dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from numpyro.infer import MCMC
 from numpyro.infer.mcmc import MCMCKernel
-from numpyro.util import nested_attrgetter
-from tqdm.auto import tqdm
 
-from nutfree.errors import CheckpointMismatch, InvalidOption
-from nutfree.hosts.checkpoint import Checkpoint, fingerprint, versions
+from nutfree.errors import InvalidOption
+from nutfree.frontends.disk import DiskRows
+from nutfree.frontends.windows import find
 from nutfree.hosts.numpyro import NutfreeKernel
+from nutfree.hosts.pieces import PiecewiseMCMC
+from nutfree.hosts.stream import StreamedMCMC, check_streams, loaded
 
 if TYPE_CHECKING:
     import xarray
-
-#: What is collected besides the default fields where the kernel's state has it.
-_FIELDS = (
-    "diverging",
-    "potential_energy",
-    "accept_prob",
-    "num_steps",
-    "adapt_state.step_size",
-)
-_PIECES = 20
-
-
-class PiecewiseMCMC(MCMC):
-    """NumPyro's `MCMC`, run in pieces of which a finished one is never lost.
-
-    Attributes:
-        checkpoint: the folder to keep the run in, or None.
-        interrupted: whether Ctrl-C ended the last run before its last draw.
-        seconds: its wall time, compilation included.
-        warmup_grad_evals: gradients spent before its first draw, over all chains.
-    """
-
-    checkpoint: str | os.PathLike | None = None
-    interrupted: bool = False
-    seconds: float = math.nan
-    warmup_grad_evals: float = math.nan
-
-    def run(self, rng_key, *args, extra_fields=(), init_params=None, **kwargs) -> None:
-        """As `MCMC.run`; an interrupt ends it with the draws made so far."""
-        self._args, self._kwargs = args, kwargs
-        self.interrupted = False
-        begin = time.perf_counter()
-        done = _Progress()
-        keeper, state = self._resume_or_begin(rng_key, init_params, extra_fields)
-        num_draws = self.num_samples // self.thinning
-        size = math.ceil(max(self.num_warmup, num_draws, 1) / _PIECES)
-        piece = self._piece(state, size, extra_fields)
-        draws = []
-        if keeper is not None and keeper.progress is not None:
-            done = _Progress(**keeper.progress["done"])
-            draws = keeper.draws(jax.eval_shape(piece, state, 1, 1)[1])
-            if done.draws > num_draws:
-                raise CheckpointMismatch(
-                    f"The checkpoint '{self.checkpoint}' has {done.draws} draws of "
-                    f"each chain, more than these {num_draws}. Ask for at least as "
-                    "many; nutfree.read_checkpoint(path) has its draws."
-                )
-        self.warmup_grad_evals = done.warmup_grad_evals
-        before = done.seconds
-
-        def keep(state, made):
-            done.seconds = before + time.perf_counter() - begin
-            if keeper is not None:
-                keeper.save(state, made, done=asdict(done))
-
-        bar = tqdm(
-            total=self.num_warmup + num_draws * self.thinning,
-            initial=done.warmup + done.draws * self.thinning,
-            desc="warmup",
-            disable=not self.progress_bar,
-        )
-        try:
-            for n in _cut(self.num_warmup - done.warmup, size):
-                state, made = jax.block_until_ready(piece(state, n, 1))
-                done.warmup += n
-                done.warmup_steps += float(np.sum(made.get("num_steps", math.nan)))
-                keep(state, None)
-                bar.update(n)
-            bar.set_description("sample")
-            if not done.draws:
-                self._warmup_state = state
-                done.warmup_grad_evals = _gradients(state, done.warmup_steps)
-                self.warmup_grad_evals = done.warmup_grad_evals
-                # as in `MCMC.run`, what thinning leaves over goes first
-                state, _ = piece(state, self.num_samples % self.thinning, 1)
-            for n in _cut(num_draws - done.draws, size):
-                state, made = piece(state, n, self.thinning)
-                made = jax.tree.map(lambda x, n=n: x[:, :n], jax.device_get(made))
-                draws.append(made)
-                done.draws += n
-                keep(state, made)
-                bar.update(n * self.thinning)
-        except KeyboardInterrupt:
-            if not draws:
-                raise
-            self.interrupted = True
-            message = (
-                f"Interrupted: {done.draws} of {num_draws} draws of each chain are "
-                "kept."
-            )
-            if keeper is not None:
-                message += " Call it again with this checkpoint for the others."
-            warnings.warn(message, stacklevel=2)
-        finally:
-            bar.close()
-        self._states = jax.tree.map(lambda *d: np.concatenate(d, axis=1), *draws)
-        self._states_flat = None
-        self._last_state = state
-        self.seconds = before + time.perf_counter() - begin
-
-    def _resume_or_begin(self, rng_key, init_params, extra_fields):
-        """The checkpoint, if there is to be one, and the state to go on from."""
-        if self.checkpoint is None:
-            return None, self._begin(rng_key, init_params)
-        state, kernel = None, self.sampler
-        if isinstance(kernel, NutfreeKernel):
-            like = self._begin(rng_key, init_params, shape_only=True)
-        else:
-            like = state = self._begin(rng_key, init_params)
-        keeper = Checkpoint(
-            self.checkpoint, self._described(rng_key, like, extra_fields, init_params)
-        )
-        if keeper.progress is not None:
-            return keeper, keeper.state(like)
-        return keeper, self._begin(rng_key, init_params) if state is None else state
-
-    def _described(self, rng_key, state, extra_fields, init_params) -> dict[str, Any]:
-        """What must be the same where a run goes on."""
-        kernel, args, kwargs = self.sampler, self._args, self._kwargs
-        if self.chain_method != "vectorized":
-            state = jax.eval_shape(partial(jax.tree.map, lambda x: x[0]), state)
-        spec = getattr(kernel, "spec", None)
-        return {
-            "kernel": spec.name if spec is not None else type(kernel).__name__,
-            "options": getattr(kernel, "options", {}),
-            **{f"{name}_version": v for name, v in versions().items()},
-            "num_warmup": self.num_warmup,
-            "num_chains": self.num_chains,
-            "thinning": self.thinning,
-            "rest of num_samples by thinning": self.num_samples % self.thinning,
-            "chain_method": self.chain_method,
-            "random key": np.asarray(jax.random.key_data(rng_key)).tolist(),
-            "extra_fields": list(extra_fields),
-            "sample_field": kernel.sample_field,
-            "model, data or init_params": fingerprint(
-                lambda s: kernel.sample(s, args, kwargs),
-                state,
-                data=(args, kwargs, init_params),
-            ),
-        }
-
-    def _begin(self, rng_key, init_params, shape_only=False):
-        """The first state of every chain, or its shapes."""
-        chains = self.num_chains
-        # a single chain keeps its key, as in `MCMC.run`
-        keys = jax.random.split(rng_key, chains) if chains > 1 else rng_key[None]
-        if init_params is not None and chains == 1:
-            init_params = jax.tree.map(lambda x: jnp.asarray(x)[None], init_params)
-        init = partial(
-            self.sampler.init_shape if shape_only else self.sampler.init,
-            num_warmup=self.num_warmup,
-            model_args=self._args,
-            model_kwargs=self._kwargs,
-        )
-        if self.chain_method == "vectorized":
-            return init(keys, init_params=init_params)
-        states = [
-            init(keys[c], init_params=jax.tree.map(lambda x, c=c: x[c], init_params))
-            for c in range(1 if shape_only else chains)
-        ]
-        if shape_only:
-            states = states * chains
-            return jax.eval_shape(_stacked, *states)
-        return _stacked(*states)
-
-    def _piece(self, state, size: int, extra_fields):
-        """`piece(state, n, thinning)`: the state after n draws, and the draws.
-
-        The draws are padded to `size`, so that n is no part of the program.
-        """
-        kernel, args, kwargs = self.sampler, self._args, self._kwargs
-        vectorized = self.chain_method == "vectorized"
-        wanted = (*kernel.default_fields, *_FIELDS, *extra_fields)
-        fields = tuple(dict.fromkeys(f for f in wanted if _has(state, f)))
-        collect = nested_attrgetter(*fields)
-        postprocess = kernel.postprocess_fn(args, kwargs)
-
-        def draw(i, carry, thinning):
-            state, made = carry
-            state = jax.lax.fori_loop(
-                0, thinning, lambda _, s: kernel.sample(s, args, kwargs), state
-            )
-            values = dict(zip(fields, collect(state)))
-            return state, jax.tree.map(lambda m, v: m.at[i].set(v), made, values)
-
-        def run(state, n, thinning):
-            shapes = jax.eval_shape(lambda s: dict(zip(fields, collect(s))), state)
-            made = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), shapes)
-            state, made = jax.lax.fori_loop(
-                0, n, lambda i, c: draw(i, c, thinning), (state, made)
-            )
-            z = made[fields[0]]
-            constrain = jax.vmap(postprocess)
-            made[fields[0]] = (jax.vmap(constrain) if vectorized else constrain)(z)
-            return state, made
-
-        if vectorized:
-
-            def chains(state, n, thinning):
-                state, made = run(state, n, thinning)
-                return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), made)
-
-            return jax.jit(chains)
-        if self.chain_method == "parallel":
-            return jax.pmap(run, in_axes=(0, None, None))
-        return jax.jit(
-            lambda state, n, thinning: jax.lax.map(lambda s: run(s, n, thinning), state)
-        )
-
-
-@dataclass
-class _Progress:
-    """How far a run is: transitions of warm-up, draws, and what they took."""
-
-    warmup: int = 0
-    draws: int = 0
-    warmup_steps: float = 0.0
-    warmup_grad_evals: float = math.nan
-    seconds: float = 0.0
-
-
-def _stacked(*states):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-
-
-def _cut(total: int, size: int) -> list[int]:
-    """`total` in pieces of `size`, the last one what is left."""
-    return [min(size, total - done) for done in range(0, total, size)] if total else []
-
-
-def _has(state: Any, field: str) -> bool:
-    for name in field.split("."):
-        if not hasattr(state, name):
-            return False
-        state = getattr(state, name)
-    return True
-
-
-def _gradients(state: Any, num_steps: float) -> float:
-    """Gradients spent so far over all chains, by the kernel's own count if any."""
-    if _has(state, "total_grad_evals"):
-        return float(np.sum(state.total_grad_evals))
-    return num_steps
 
 
 def _chain_method(kernel: MCMCKernel, num_chains: int) -> str:
@@ -336,7 +81,11 @@ def sample(
             f"The first argument is a {type(kernel).__name__}; pass a kernel, such as "
             'nutfree.kernel("multiscale", model).'
         )
-    mcmc = PiecewiseMCMC(
+    args, kwargs = loaded(args, kwargs)
+    streamed = find(DiskRows, (args, kwargs))
+    if streamed:
+        check_streams(kernel, chain_method)
+    mcmc = (StreamedMCMC if streamed else PiecewiseMCMC)(
         kernel,
         num_warmup=num_warmup,
         num_samples=num_samples,
@@ -353,10 +102,14 @@ def sample(
         extra_fields=extra_fields,
         **kwargs,
     )
-    return to_arviz(
+    tree = to_arviz(
         mcmc,
         seconds=mcmc.seconds,
         interrupted=mcmc.interrupted,
         warmup_grad_evals=mcmc.warmup_grad_evals,
         seed=seed,
+        **mcmc.extra_attrs,
     )
+    if streamed and "observed_data" in tree:
+        del tree["observed_data"]  # some rows of many
+    return tree

@@ -23,7 +23,7 @@ def test_table_lists_every_kernel_with_the_columns_users_read():
 @pytest.mark.parametrize(
     ("family", "member"),
     [
-        ("multiscale", "multalmc"),
+        ("multiscale", "multiscale"),
         ("chain", "clc"),
         ("ensemble", "ensemble"),
         ("bregman", "rbmumla"),
@@ -68,6 +68,21 @@ def test_a_spec_with_an_unknown_word_is_refused():
     spec = nf.KernelSpec("x", "y", "z", "p", draws="chains")
     with pytest.raises(nf.InvalidOption, match="draws='chains'"):
         nf.register(spec)
+
+
+def test_exact_stands_for_the_exact_kernel_and_its_options():
+    options = {"potential_fn": lambda x: x**2}
+    kernel = nf.kernel("multalmc", exact=True, num_rounds=3, **options)
+    assert kernel.spec.name == "multiscale"
+    assert nf.kernel("multalmc", exact=False, **options).spec.name == "multalmc"
+    with pytest.raises(nf.InvalidOption, match="write True or False"):
+        nf.kernel("multalmc", exact=1, **options)
+    with pytest.raises(nf.InvalidOption, match="'multiscale' has no option 'num_lev"):
+        nf.kernel("multalmc", exact=True, num_levels=3, **options)
+    with pytest.raises(nf.InvalidOption, match="'mala' has no option 'exact'"):
+        nf.kernel("mala", exact=True, **options)
+    table = registry.options_table(registry.get("multalmc"))
+    assert "multiscale" in table.loc["exact", "help"]
 
 
 def test_options_table_lists_the_help_of_every_option():

@@ -84,6 +84,11 @@ class KernelSpec:
         bias: for a biased kernel, which option reduces the bias, and what shows it.
         concerns: `concerns(params) -> list of str`, what the first parameters, those
             that the user fixed among them, say against a run; the host warns of it.
+        exact_form: name of the exact kernel that `exact=True` stands for, where there
+            is one for the same posteriors.
+        collects: fields of Info that the hosts collect with every draw. The report
+            reads `log_importance` and `proposal_log_importance`, see
+            `nutfree.report.evidence`.
         uses_gradient: False for a kernel that only evaluates the log density.
         recommended: True for the member that the family's name stands for.
         mcmc_kernel: a NumPyro `MCMCKernel` class where NumPyro has the kernel
@@ -103,6 +108,8 @@ class KernelSpec:
     guarantee: str = "exact"
     bias: str = ""
     concerns: Callable[[dict], list[str]] | None = None
+    exact_form: str | None = None
+    collects: tuple[str, ...] = ()
     uses_gradient: bool = True
     recommended: bool = False
     mcmc_kernel: Callable | None = None
@@ -125,7 +132,8 @@ class KernelSpec:
         known = {f.name: f for f in fields(self.options)}
         for name in options:
             if name not in known:
-                raise InvalidOption(_unknown_option(self.name, name, known))
+                listed = [*known, "exact"] if self.exact_form else known
+                raise InvalidOption(_unknown_option(self.name, name, listed))
         hints = get_type_hints(self.options)
         static, fixed = {}, {}
         for name, spec in known.items():
@@ -267,6 +275,29 @@ def get(name: str) -> KernelSpec:
     )
 
 
+def resolve(
+    name: str | KernelSpec, options: Mapping[str, Any]
+) -> tuple[KernelSpec, dict]:
+    """The kernel that a name and options stand for, and the options left for it.
+
+    With `exact=True` it is the kernel's exact form.
+
+    Raises:
+        UnknownKernel: with the nearest name.
+        InvalidOption: if `exact` is neither True nor False.
+    """
+    spec, options = get(name) if isinstance(name, str) else name, dict(options)
+    if spec.exact_form is None or "exact" not in options:
+        return spec, options
+    exact = options.pop("exact")
+    if not isinstance(exact, bool):
+        raise InvalidOption(
+            f"Option 'exact' of the kernel '{spec.name}' is {exact!r}; write True or "
+            "False."
+        )
+    return (get(spec.exact_form) if exact else spec), options
+
+
 def kernels() -> pandas.DataFrame:
     """A table of every registered kernel, indexed by name.
 
@@ -293,6 +324,9 @@ def options_table(spec: KernelSpec) -> pandas.DataFrame:
         tuned = f.metadata["tuned"]
         shown = "found in warm-up" if tuned and default is None else default
         rows.append((f.name, shown, f.metadata["help"]))
+    if spec.exact_form is not None:
+        what = f"draw with the exact kernel '{spec.exact_form}', and with its options"
+        rows.append(("exact", False, what))
     return pd.DataFrame(rows, columns=["option", "default", "help"]).set_index("option")
 
 

@@ -34,7 +34,7 @@ class MixtureState(NamedTuple):
     """What the refinement has seen.
 
     laplace : the pilot's modes.
-    count, mean, scatter : of the draws of each mode, (modes,), (modes, d), and
+    held, mean, scatter : of the draws of each mode, (modes,), (modes, d), and
         (modes, d, d) or (modes, d), the sum of squares about the mean.
     occupancy, tails : transitions that each mode and each tail held.
     """
@@ -42,7 +42,7 @@ class MixtureState(NamedTuple):
     dual_averaging: Any
     step: jax.Array
     laplace: Modes
-    count: jax.Array
+    held: jax.Array
     mean: jax.Array
     scatter: jax.Array
     occupancy: jax.Array
@@ -149,18 +149,18 @@ def mixture_warmup(
         step = inner.step + 1
         halved = (step >= 16) & (jnp.bitwise_and(step, step - 1) == 0)
         keep = jnp.where(halved, 0.5, 1.0)
-        count, scatter = keep * inner.count, keep * inner.scatter
-        n = count[k] + 1
+        held, scatter = keep * inner.held, keep * inner.scatter
+        n = held[k] + 1
         away = u - inner.mean[k]
         mean = inner.mean.at[k].add(away / n)
         dense = modes.axes.size > 0
         scatter = scatter.at[k].add(_outer(away, u - mean[k], dense))
-        count = count.at[k].set(n)
+        held = held.at[k].set(n)
         center, width, axes = _refined(inner.laplace, k, n, mean[k], scatter[k])
         occupancy = keep * inner.occupancy + info.occupancy
         tails = keep * inner.tails + info.tails
-        held = PRIOR_COUNT * jnp.asarray(TAIL_SHARES, tails.dtype) + tails
-        log_tail = jnp.log(jnp.maximum(held / jnp.sum(held), FLOOR))
+        seen = PRIOR_COUNT * jnp.asarray(TAIL_SHARES, tails.dtype) + tails
+        log_tail = jnp.log(jnp.maximum(seen / jnp.sum(seen), FLOOR))
         mixture = Mixture(
             Modes(
                 modes.center.at[k].set(center),
@@ -176,7 +176,7 @@ def mixture_warmup(
             "mixture": mixture,
         }
         inner = MixtureState(
-            averaging, step, inner.laplace, count, mean, scatter, occupancy, tails
+            averaging, step, inner.laplace, held, mean, scatter, occupancy, tails
         )
         new = adapt_state._replace(params=params, inner=inner)
         # a loop's carry keeps its types

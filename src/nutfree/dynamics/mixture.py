@@ -92,7 +92,9 @@ def draw(rng_key, mixture: Mixture) -> jax.Array:
         for nu in TAILS
     ]
     z = jax.random.normal(noise_key, center.shape, dtype) * jnp.stack(stretch)[s]
-    return jnp.where(wide, WIDE_SCALE * z, center + out_of_axes(axes, width * z))
+    # a symmetric root, which does not depend on the order and the signs of the axes
+    inside = center + out_of_axes(axes, width * into_axes(axes, z))
+    return jnp.where(wide, WIDE_SCALE * z, inside)
 
 
 def shares(mixture: Mixture, u: jax.Array) -> tuple[jax.Array, jax.Array]:

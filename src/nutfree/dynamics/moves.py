@@ -64,7 +64,9 @@ def local_move(
     old = log_shares(mixture.modes, point.u)
     j = jax.random.categorical(mode_key, old)
     mode = mode_at(mixture.modes, j)
-    start = jax.random.normal(momentum_key, point.u.shape, point.u.dtype)
+    momentum = jax.random.normal(momentum_key, point.u.shape, point.u.dtype)
+    # so turned that the order and the signs of the axes do not matter
+    start = into_axes(mode.axes, momentum)
 
     def force(grad):
         return mode.width * into_axes(mode.axes, grad)

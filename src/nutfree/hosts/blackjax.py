@@ -74,6 +74,9 @@ class SamplingAPI:
             MissingCapability: if the target lacks a part that the kernel needs.
             InvalidOption: for an option that does not exist or is out of range.
         """
+        spec, params = registry.resolve(self.spec, params)
+        if spec is not self.spec:
+            return SamplingAPI(spec)(logdensity_fn, **params)
         traced = {k: v for k, v in params.items() if self._is_traced(k)}
         options = {k: v for k, v in params.items() if k not in traced}
         target, static, fixed = self._parts(logdensity_fn, options)
@@ -110,6 +113,10 @@ class SamplingAPI:
             `(state, parameters)`: `parameters` is what `self(logdensity_fn, ...)`
             takes, options included.
         """
+        spec, options = registry.resolve(self.spec, options)
+        if spec is not self.spec:
+            exact = SamplingAPI(spec)
+            return exact.warmup(logdensity_fn, rng_key, position, num_steps, **options)
         target, static, fixed = self._parts(logdensity_fn, options)
         kernel = self.spec.bind(self.spec.build_kernel, static)()
         warmup = self.spec.bind(self.spec.warmup, static)()

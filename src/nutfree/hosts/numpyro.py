@@ -101,6 +101,7 @@ class NutfreeKernel(MCMCKernel):
             "num_steps",
             "num_grad_evals",
             "num_density_evals",
+            *(f"info.{name}" for name in self.spec.collects),
         )
 
     def get_diagnostics_str(self, state: NutfreeState) -> str:
@@ -396,7 +397,7 @@ def kernel(
         >>> mcmc = MCMC(kernel("mala", potential_fn=lambda x: 0.5 * x**2),
         ...             num_warmup=10, num_samples=10)
     """
-    spec = registry.get(name)
+    spec, options = registry.resolve(name, options)
     if spec.mcmc_kernel is None:
         return NutfreeKernel(
             spec,

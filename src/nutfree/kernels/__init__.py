@@ -15,6 +15,7 @@ BUILTIN = (
     "myula",
     "rbmumla",
     "marbmumla",
+    "multiscale",
     "multalmc",
     "multcdiff",
     "clc",

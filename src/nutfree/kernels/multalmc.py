@@ -100,5 +100,5 @@ SPEC = KernelSpec(
     "chains, each with a pilot of its own, shows it. The paper's algorithm alone, "
     "which is the path, lags less the more num_levels there are, and has an error "
     "that halves with slow_step_size when num_levels doubles",
-    recommended=True,
+    exact_form="multiscale",
 )

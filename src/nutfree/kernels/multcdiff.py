@@ -94,6 +94,7 @@ SPEC = KernelSpec(
     concerns=_path.concerns,
     draws="independent",
     guarantee="biased",
+    exact_form="multiscale",
     bias="as for multalmc: num_steps inside a mode, num_jumps for the weights of "
     "known modes, num_starts for finding them, with the kernel Stein discrepancy and "
     "disagreement between chains to show it. The paper's algorithm alone, which is "

@@ -180,4 +180,6 @@ SPEC = KernelSpec(
     options=Options,
     draws="chain",
     guarantee="exact",
+    collects=("log_importance", "proposal_log_importance"),
+    recommended=True,
 )

@@ -37,6 +37,7 @@ COLUMNS = (
     "ksd_floor",
     "mode_tv",
     "mode_tv_floor",
+    "pareto_k",
     "log_evidence",
     "log_evidence_se",
 )
@@ -327,4 +328,5 @@ def _table(
 def _spec(entry: KernelLike) -> registry.KernelSpec | None:
     if isinstance(entry, MCMCKernel):
         return getattr(entry, "spec", None)
-    return registry.get(entry if isinstance(entry, str) else entry[0])
+    name, options = (entry, {}) if isinstance(entry, str) else entry
+    return registry.resolve(name, options)[0]

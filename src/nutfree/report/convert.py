@@ -16,6 +16,7 @@ import numpy as np
 from numpyro.infer import HMC, MCMC, Predictive
 
 from nutfree.frontends.handlers import full_data
+from nutfree.report.evidence import pooled_bridge
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -45,7 +46,9 @@ def to_arviz(
 
     Returns:
         A tree with groups posterior and sample_stats and, where the model has them,
-        observed_data, prior and log_likelihood. ``sample_stats`` has attributes
+        observed_data, prior and log_likelihood. The posterior has the attributes
+        log_evidence and log_evidence_se where the kernel draws from a known proposal
+        too. ``sample_stats`` has attributes
         kernel, options (JSON), nutfree_version, and num_grad_evals and
         num_density_evals: totals over chains, warm-up included where it was counted.
 
@@ -93,6 +96,11 @@ def to_arviz(
         # read off num_steps, which only a tree-building sampler makes a depth of
         groups["sample_stats"] = stats = stats.drop_vars("tree_depth", errors="ignore")
     evidence = {k: attrs[k] for k in attrs if k.startswith("log_evidence")}
+    if "proposal_log_importance" in stats:
+        ratios = [
+            stats[name].values for name in ("log_importance", "proposal_log_importance")
+        ]
+        evidence |= pooled_bridge(*ratios)._asdict()
     groups["posterior"].attrs.update(_plain_attrs(evidence))
     stats.attrs.update(_plain_attrs(_run_attrs(mcmc, stats, attrs)))
     return xr.DataTree.from_dict(
@@ -142,7 +150,8 @@ def _adapter(mcmc: MCMC):
             stats = {k: np.asarray(v) for k, v in fields.items() if _is_array(v)}
             shape = (self.nchains, self.ndraws)
             # ensemble kernels keep some fields once for all chains
-            return {k: v for k, v in stats.items() if v.shape[:2] == shape}
+            stats = {k: v for k, v in stats.items() if v.shape[:2] == shape}
+            return {k.removeprefix("info."): v for k, v in stats.items()}
 
     return Adapter()
 

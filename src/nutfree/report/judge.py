@@ -18,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 from numpy.typing import NDArray
 
 from nutfree.report.discrepancies import kernel_stein_discrepancy, scores
+from nutfree.report.evidence import pareto_k
 from nutfree.report.modes import find_modes, mode_weights, thin
 from nutfree.target import Target
 
@@ -33,6 +34,8 @@ MAX_R_HAT = 1.05
 MAX_DIVERGENT = 0.01
 MAX_KSD_RATIO = 1.5
 MAX_MODE_RATIO = 1.25
+#: The mean of importance ratios with a heavier tail is not to be trusted.
+MAX_PARETO_K = 0.7
 MIN_ESS = 50.0
 #: A mode counts as missed where another run holds at least this share in it.
 MISSED_WEIGHT = 0.05
@@ -114,6 +117,9 @@ def _figures(tree: xr.DataTree, target: Target) -> dict[str, float]:
     for per, cost in (("grad", "grad_evals"), ("second", "seconds")):
         spent = figures[cost]
         figures[f"ess_per_{per}"] = figures["ess_bulk"] / spent if spent > 0 else nan
+    figures["pareto_k"] = nan
+    if "proposal_log_importance" in stats:
+        figures["pareto_k"] = pareto_k(np.asarray(stats["proposal_log_importance"]))
     figures["log_evidence"] = float(attrs.get("log_evidence", nan))
     figures["log_evidence_se"] = float(attrs.get("log_evidence_se", nan))
     return figures
@@ -192,6 +198,11 @@ def _problems(figures: Mapping[str, float], size: int) -> list[str]:
     if figures["ksd"] > MAX_KSD_RATIO * figures["ksd_floor"]:
         ratio = figures["ksd"] / figures["ksd_floor"]
         problems.append(f"draws do not fit the score (KSD {ratio:.1f} × its floor)")
+    if figures["pareto_k"] > MAX_PARETO_K:
+        problems.append(
+            "the global proposal does not cover the posterior (Pareto k "
+            f"{figures['pareto_k']:.2f}): a mode may be missing, or a tail too heavy"
+        )
     if figures["divergences"] > MAX_DIVERGENT * size:
         problems.append(f"{figures['divergences'] / size:.0%} of transitions diverge")
     if not figures["ess_bulk"] >= MIN_ESS:

@@ -1,0 +1,84 @@
+"""Each move leaves the posterior invariant, and q is the density of its draws.
+
+Tolerances are four and a half standard errors, with fixed seeds: false alarms below
+1e-3 for the file.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nutfree.dynamics.mixture import Mixture, draw, log_density
+from nutfree.dynamics.modes import Modes
+from nutfree.dynamics.moves import global_move, local_move, transport_move
+from nutfree.dynamics.polish import Point
+from tests.dynamics.test_polish import EVALUATE, MODES, exact_draws
+
+MIXTURE = Mixture(
+    MODES._replace(log_weight=jax.nn.log_softmax(MODES.log_weight)),
+    jnp.log(jnp.array([0.5, 0.3, 0.2])),
+)
+
+
+def local(key, point):
+    step = jnp.asarray(0.9)
+    moved, rate, _ = local_move(
+        key, point, EVALUATE, MIXTURE, step_size=step, num_steps=3, count=0
+    )
+    return moved, rate
+
+
+def transport(key, point):
+    return transport_move(key, point, EVALUATE, MIXTURE, 0)[:2]
+
+
+def independence(key, point):
+    moved, proposed, _ = global_move(key, point, EVALUATE, MIXTURE, 0)
+    return moved, proposed.acceptance_rate
+
+
+@pytest.mark.parametrize("move", [local, transport, independence])
+def test_exact_draws_stay_exact(move):
+    starts = exact_draws(40_000)
+
+    def one(key, u):
+        value, grad, _ = EVALUATE(u, 0)
+        point, rates = Point(u, value, grad), []
+        for i in range(4):
+            point, rate = move(jax.random.fold_in(key, i), point)
+            rates.append(rate)
+        return point.u, jnp.stack(rates).mean()
+
+    keys = jax.random.split(jax.random.key(1), len(starts))
+    u, rate = jax.jit(jax.vmap(one))(keys, jnp.asarray(starts, jnp.float32))
+
+    def summaries(u):
+        return np.concatenate([u, u**2, u[:, :1] * u[:, 1:], u > 0], axis=1)
+
+    before, after = summaries(starts), summaries(np.asarray(u))
+    # the draws are paired with their starts, which makes the difference no larger
+    error = np.sqrt((before.var(0) + after.var(0)) / len(u))
+    assert (abs(after.mean(0) - before.mean(0)) < 4.5 * error).all()
+    assert 0.1 < rate.mean() < 0.99
+    assert np.abs(np.asarray(u) - starts).max() > 1.0
+
+
+def test_mixture_is_the_normalised_density_of_its_draws():
+    """In one dimension, by a grid and by the share of draws in intervals."""
+    modes = Modes(
+        jnp.array([[-1.0], [2.0]]),
+        jnp.array([[0.3], [0.6]]),
+        jnp.ones((2, 1, 1)),
+        jnp.log(jnp.array([0.4, 0.6])),
+    )
+    mixture = Mixture(modes, jnp.log(jnp.array([0.2, 0.3, 0.5])))
+    grid = jnp.linspace(-400.0, 400.0, 800_001)[:, None]
+    density = np.exp(jax.jit(jax.vmap(lambda u: log_density(mixture, u)))(grid))
+    mass = np.cumsum(density) * 1e-3
+    assert mass[-1] == pytest.approx(1.0, abs=1e-3)
+    keys = jax.random.split(jax.random.key(0), 100_000)
+    draws = np.asarray(jax.jit(jax.vmap(lambda key: draw(key, mixture)))(keys))[:, 0]
+    for edge in (-5.0, -1.3, -1.0, 0.0, 1.0, 2.0, 3.0, 6.0):
+        expected = mass[np.searchsorted(grid[:, 0], edge)]
+        assert abs((draws < edge).mean() - expected) < 4.5 * 0.5 / 100_000**0.5 + 1e-3

@@ -1,0 +1,122 @@
+"""Multiscale from its own warm-up. Tolerances are four standard errors or more.
+
+With fixed seeds, false alarms are below 1e-3 for the file.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpyro.diagnostics import effective_sample_size
+
+from nutfree.kernels.multiscale import SPEC
+from nutfree.report.evidence import pareto_k, pooled_bridge
+from nutfree.target import Target
+from tests.kernels.test_multalmc import sample
+
+WEIGHTS = np.array([0.1, 0.2, 0.7])
+MEANS = np.array([[-8.0, 0.0, 3.0], [6.0, 6.0, -2.0], [5.0, -7.0, 0.0]])
+ROOTS = np.stack([np.diag([0.4, 1.0, 2.0]), np.eye(3), 0.7 * np.eye(3)])
+ROOTS[2, 1, 0] = 1.2
+LOG_DET = np.log(np.abs(np.linalg.det(ROOTS)))
+INVERSE = np.linalg.inv(ROOTS)
+
+
+def three(x):
+    """A normalised mixture with unequal weights, scales and correlations."""
+    z = jnp.einsum("kij,kj->ki", INVERSE, x["x"] - MEANS)
+    squares = jnp.sum(z**2, axis=-1) + 3 * jnp.log(2 * jnp.pi)
+    return jax.nn.logsumexp(jnp.log(WEIGHTS) - LOG_DET - 0.5 * squares)
+
+
+@pytest.fixture(scope="module")
+def run():
+    target = Target(three, position={"x": jnp.zeros(3)})
+    options = {"num_starts": 256, "num_modes": 16}
+    return sample(target, spec=SPEC, num_warmup=200, num_samples=4000, **options)
+
+
+def test_modes_have_their_weights_means_and_covariances(run):
+    states, _, _ = run
+    x = np.asarray(states.position["x"])
+    mode = np.linalg.norm(x[:, None] - MEANS, axis=-1).argmin(1)
+    for k in range(3):
+        inside = (mode == k).astype(float)
+        error = np.sqrt(WEIGHTS[k] * (1 - WEIGHTS[k]))
+        error /= np.sqrt(effective_sample_size(inside[None]))
+        assert abs(inside.mean() - WEIGHTS[k]) < 4.5 * error
+        z = (x[mode == k] - MEANS[k]) @ INVERSE[k].T
+        squares = z[:, :, None] * z[:, None]
+        for moment, expected in ((z, np.zeros(3)), (squares, np.eye(3))):
+            size = effective_sample_size(moment[None])
+            error = moment.std(0) / np.sqrt(size)
+            assert (abs(moment.mean(0) - expected) < 4.5 * error).all()
+
+
+def test_most_moves_between_modes_are_accepted(run):
+    _, info, params = run
+    assert info.global_rate.mean() > 0.5
+    assert info.transport_rate.mean() > 0.5
+    assert abs(info.acceptance_rate.mean() - 0.8) < 0.15
+    assert np.isfinite(params["mixture"].modes.width).all()
+
+
+def test_evidence_of_a_normalised_density_is_one(run):
+    _, info, _ = run
+    found = pooled_bridge(
+        np.asarray(info.log_importance)[None],
+        np.asarray(info.proposal_log_importance)[None],
+    )
+    assert found.log_evidence_se < 0.03
+    assert abs(found.log_evidence) < 4 * found.log_evidence_se
+    assert pareto_k(np.asarray(info.proposal_log_importance)[None]) < 0.7
+
+
+def test_cost_is_what_the_counts_say(run):
+    _, info, _ = run
+    assert (info.num_grad_evals == 2 * (5 + 2)).all()
+
+
+def test_mode_that_the_pilot_missed_is_met_by_the_wide_component():
+    """The pilot's only two starts lie in the left of two modes."""
+
+    def density(x):
+        narrow = -0.5 * jnp.sum((x / 0.5) ** 2, axis=-1)
+        far = -0.5 * jnp.sum(((x - 2.5) / 0.2) ** 2, axis=-1)
+        return jnp.logaddexp(narrow, far + jnp.log(3.0))
+
+    target = Target(density, position=-0.1 * jnp.ones(1))
+    _, info, _ = sample(
+        target,
+        spec=SPEC,
+        num_warmup=0,
+        num_samples=2000,
+        num_starts=2,
+        num_modes=2,
+    )
+    assert pareto_k(np.asarray(info.proposal_log_importance)[None]) > 0.7
+
+
+def test_heavy_tail_shows_in_the_importance_ratios():
+    target = Target(lambda x: -jnp.sum(jnp.log1p(x**2)), position=jnp.zeros(2))
+    _, info, _ = sample(
+        target, spec=SPEC, num_warmup=100, num_samples=3000, num_starts=64, num_modes=8
+    )
+    assert pareto_k(np.asarray(info.proposal_log_importance)[None]) > 0.7
+
+
+def test_density_with_holes_never_yields_a_draw_in_one():
+    def holed(x):
+        density = -0.5 * jnp.sum(x**2)
+        return jnp.where(jnp.abs(x[0]) < 0.3, jnp.nan, density)
+
+    states, _, _ = sample(
+        Target(holed, jnp.ones(2)),
+        spec=SPEC,
+        num_warmup=20,
+        num_samples=300,
+        num_starts=64,
+        num_modes=8,
+    )
+    assert np.isfinite(states.logdensity).all()
+    assert (np.abs(states.position[:, 0]) >= 0.3).all()

@@ -15,6 +15,7 @@ from nutfree.dynamics.denoisers import (
     plug_in,
     slow_fast,
 )
+from nutfree.dynamics.skrock import reach as skrock_reach
 
 WEIGHTS = jnp.array([0.3, 0.7])
 MEANS = jnp.array([[-1.0, 0.5], [1.5, 0.0]])
@@ -36,7 +37,9 @@ def estimates(denoiser, s, num_draws, num_calls=1):
             key_i = jax.random.fold_in(key, i)
             return denoiser.step(key_i, state, M, jnp.asarray(s), count)
 
-        start = (M, denoiser.init(M), jnp.asarray(0))
+        asked = call(0, (None, denoiser.init(M), jnp.asarray(0)))[0]
+        none = jax.tree.map(jnp.zeros_like, asked)
+        start = (none, denoiser.init(M), jnp.asarray(0))
         estimate, _, count = jax.lax.fori_loop(0, num_calls, call, start)
         return estimate, count
 
@@ -112,3 +115,56 @@ def test_fast_chain_survives_a_region_without_density():
 
     draws, _ = estimates(slow_fast(half, **SMALL_STEP), 0.7, 100, 5)
     assert np.isfinite(draws).all()
+
+
+def test_student_t_estimates_are_the_integrals_over_a_grid():
+    s, nu = 0.7, 3.0
+    axis = jnp.linspace(-6, 6, 601)
+    grid = jnp.stack(jnp.meshgrid(axis, axis), -1).reshape(-1, 2)
+    squares = jnp.sum((grid - M) ** 2, -1) / s**2
+    tilted = jax.vmap(logdensity)(grid) - 0.5 * (nu + 2) * jnp.log1p(squares / nu)
+    weights = jax.nn.softmax(tilted)
+    # the score of the law of m, as in the paper
+    pull = ((nu + 2) / (nu + squares))[:, None] * (grid - M)
+    denoiser = slow_fast(logdensity, degrees_of_freedom=nu, **SMALL_STEP)
+    found = jax.tree.map(lambda x: x.mean(0), estimates(denoiser, s, 2000, 20)[0])
+    np.testing.assert_allclose(found.pulled, M + weights @ pull, atol=0.03)
+    np.testing.assert_allclose(found.mean, weights @ grid, atol=0.03)
+    np.testing.assert_allclose(found.spread, weights @ (nu + squares) / nu, rtol=0.05)
+
+
+def test_student_t_with_many_degrees_of_freedom_is_gaussian():
+    denoiser = slow_fast(logdensity, degrees_of_freedom=1e6, **SMALL_STEP)
+    found = jax.tree.map(lambda x: x.mean(0), estimates(denoiser, 0.7, 2000, 20)[0])
+    np.testing.assert_allclose(found.pulled, exact(0.7), atol=0.03)
+    np.testing.assert_allclose(found.spread, 1.0, atol=1e-3)
+
+
+def test_sk_rock_agrees_with_the_closed_form_and_counts_its_stages():
+    options = SMALL_STEP | {"step_size": 0.5, "num_stages": 4}
+    found, count = estimates(slow_fast(logdensity, **options), 0.7, 2000, 5)
+    np.testing.assert_allclose(found.mean(0), exact(0.7), atol=0.03)
+    assert count[0] == 5 * 40 * (4 + 1)
+
+
+def test_sk_rock_needs_fewer_gradients_on_a_stiff_fast_process():
+    # sds from 1 to 0.03, and a step that the narrowest sets; the chain starts at m
+    sd = jnp.logspace(0, -1.5, 2)
+    target = sd**2 * M / (sd**2 + 1.0)
+
+    def error(num_steps, num_stages, step_size):
+        denoiser = slow_fast(
+            lambda x: -0.5 * jnp.sum((x / sd) ** 2),
+            num_steps=num_steps,
+            width=jnp.full(2, sd[1]),
+            step_size=step_size,
+            num_stages=num_stages,
+        )
+        found, count = estimates(denoiser, 1.0, 300)
+        return float(jnp.sqrt(jnp.mean((found - target) ** 2))), int(count[0])
+
+    # half of what is stable, for both
+    plain, plain_cost = error(1024, 0, 2.0)
+    stabilised, cost = error(21, 5, skrock_reach(5))
+    assert cost * 8 < plain_cost
+    assert stabilised < 1.1 * plain

@@ -194,6 +194,17 @@ def test_paths_find_the_weights_and_shapes_of_modes(name):
         np.testing.assert_allclose(inside.std(0), sd, rtol=0.08)
 
 
+def test_a_narrow_base_misweighs_modes_even_with_the_exact_denoiser():
+    denoiser = gaussian_mixture_denoiser(WEIGHTS, MEANS, SCALES)
+    levels = noise_levels(64, 3.0, 0.5)
+    options = {"dim": 2, "base_scale": 0.1, "width": 0.1, "slow": reverse_overdamped()}
+    draws = ends(lambda key: annealed_path(key, denoiser, levels, **options), 5_000)
+    apart = jnp.sum((draws[:, None] - MEANS) ** 2, axis=-1)
+    found = np.bincount(np.asarray(jnp.argmin(apart, axis=1)), minlength=3) / 5_000
+    # a tenth of the posterior's sd: twice the bound of a base that covers it, above
+    assert 0.5 * np.abs(found - WEIGHTS).sum() > 0.06
+
+
 def test_annealed_path_finds_the_weights_of_modes_as_it_gets_finer():
     weights = jnp.array([0.2, 0.5, 0.3])
     means = jnp.array([[-1.3], [0.1], [1.2]])

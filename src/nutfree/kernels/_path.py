@@ -234,7 +234,7 @@ class LevelOptions:
         "where a path starts; student_t for posteriors with heavy tails",
         choices=("gaussian", "student_t"),
     )
-    degrees_of_freedom: float = option(4.0, "of a student_t base", gt=2)
+    degrees_of_freedom: float = option(4.0, "of a student_t base", gt=1)
     num_fast_steps: int = option(4, "fast Langevin steps at each level", ge=1)
     fast: str = option(
         "langevin",

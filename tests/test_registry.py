@@ -26,7 +26,7 @@ def test_table_lists_every_kernel_with_the_columns_users_read():
         ("multiscale", "multiscale"),
         ("chain", "clc"),
         ("ensemble", "ensemble"),
-        ("bregman", "rbmumla"),
+        ("bregman", "marbmumla"),
         ("sgld", "sgld"),
         ("federated", "fsgld"),
     ],

@@ -1,5 +1,7 @@
 """MYULA: the law of its discretisation, its bias, and a Bayesian lasso."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,7 @@ def real_target(smooth, term=None) -> Target:
 
 def draws(target, start, num_chains, num_steps, **params):
     """The last draw of many chains, `(num_chains, d)`."""
-    kernel = myula.build_kernel()
+    kernel = partial(myula.build_kernel(), num_steps=1)
 
     def chain(key):
         state = myula.init({"x": start}, target)
@@ -93,8 +95,8 @@ def test_no_smoothing_of_a_target_without_a_non_smooth_part_is_ula():
     target = real_target(gaussian)
     state = myula.init({"x": jnp.zeros(2)}, target)
     key = jax.random.key(1)
-    a, _ = myula.build_kernel()(key, state, target, 0.1, smoothing=1.0)
-    b, _ = myula.build_kernel()(key, state, target, 0.1, smoothing=100.0)
+    a, _ = myula.build_kernel()(key, state, target, 0.1, 3, smoothing=1.0)
+    b, _ = myula.build_kernel()(key, state, target, 0.1, 3, smoothing=100.0)
     np.testing.assert_array_equal(a.position["x"], b.position["x"])
 
 
@@ -121,11 +123,45 @@ def test_pilot_alone_tunes_scales_that_differ_by_a_hundred():
         lambda key: warmup.init(key, {"x": jnp.ones(3)}, target, num_steps=0)
     )(jax.random.key(0))
     params = warmup.final(adapt)
-    ratio = jnp.sqrt(params["inverse_mass_matrix"]) / scales
-    assert jnp.all((ratio > 0.2) & (ratio < 5.0))
+    ratio = jnp.sqrt(jnp.diag(params["inverse_mass_matrix"])) / scales
+    assert jnp.all((ratio > 0.7) & (ratio < 1.4))
     assert 0.005 < params["step_size"] <= 0.1
     assert not params["adjusted"]
-    assert adapt.num_grad_evals == 501
+    assert adapt.num_grad_evals > 400
+
+
+def test_dense_preconditioner_makes_a_correlated_gaussian_mix():
+    """With C the covariance the law is the diagonal one's, in the coordinates of C:
+    variance 1 / (1 - gamma / 2) along each. 4.5 sd bounds at 20,000 draws."""
+    covariance = jnp.array([[1.0, 0.95], [0.95, 1.0]])
+    precision = jnp.linalg.inv(covariance)
+    target = real_target(lambda x: -0.5 * x @ precision @ x)
+    x = draws(
+        target,
+        jnp.zeros(2),
+        20_000,
+        30,
+        step_size=0.4,
+        inverse_mass_matrix=covariance,
+    )
+    white = np.linalg.solve(np.linalg.cholesky(covariance), x.T)
+    expected = np.eye(2) / (1 - 0.4 / 2)
+    np.testing.assert_allclose(np.cov(white), expected, atol=4.5 * 1.25 * 0.01)
+
+
+def test_steps_of_a_transition_are_counted_and_follow_the_step_size():
+    target = real_target(gaussian)
+    state = myula.init({"x": jnp.zeros(2)}, target)
+    kernel = jax.jit(partial(myula.build_kernel(), logdensity_fn=target))
+    key = jax.random.key(0)
+    for options, expected in (
+        ({"step_size": 0.1}, 20),
+        ({"step_size": 0.1, "relaxation": 3.0}, 60),
+        ({"step_size": 0.1, "num_steps": 7}, 7),
+        ({"step_size": 1e-6}, 500),
+    ):
+        _, info = kernel(key, state, **options)
+        assert info.num_steps == info.num_grad_evals == expected
 
 
 @pytest.mark.slow
@@ -133,8 +169,8 @@ def test_pilot_alone_tunes_scales_that_differ_by_a_hundred():
 def test_bayesian_lasso_agrees_with_nuts(name):
     """Means within 0.12 sd and sds within 10 % of 4 x 4,000 NUTS draws.
 
-    Effective draws are some 1,000 for the collinear coefficients, 0.03 sd of error;
-    both bounds are more than 3 sd of that.
+    Effective draws are some 2,000 or more, 0.03 sd of error; both bounds are more than
+    3 sd of that.
     """
     from numpyro.infer import MCMC, NUTS
 
@@ -158,7 +194,7 @@ def test_bayesian_lasso_agrees_with_nuts(name):
         return mcmc.get_samples()
 
     reference = run(NUTS(zoo.model, target_accept_prob=0.95), 4000, 1)
-    ours = run(kernel(name, model=zoo.model), 60_000, 10)
+    ours = run(kernel(name, model=zoo.model), 1000, 1)
     for site in ("beta", "sigma"):
         sd = reference[site].std(0)
         shift = (ours[site].mean(0) - reference[site].mean(0)) / sd

@@ -65,7 +65,9 @@ def factor(sums: Sums) -> jax.Array:
     # a # b^-1 = L (L' b L)^(-1/2) L', with L L' = a
     root = jnp.linalg.cholesky(a)
     eigenvalues, axes = jnp.linalg.eigh(root.T @ b @ root)
-    found = scale[:, None] * (root @ axes) * jnp.maximum(eigenvalues, 1e-12) ** -0.25
+    # symmetric, so that it does not depend on which axes span an eigenspace
+    quarter = (axes * jnp.maximum(eigenvalues, 1e-12) ** -0.25) @ axes.T
+    found = scale[:, None] * (root @ quarter)
     return jnp.where(is_finite(found), found, jnp.diag(scale))
 
 

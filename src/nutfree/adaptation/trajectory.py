@@ -100,7 +100,7 @@ def trajectory_warmup(
         carry = (state, start(position, params, first), count, jnp.asarray(0), moments)
         keys = jax.random.split(rng_key, num_pilot)
         carry, _ = jax.lax.scan(transition, carry, keys[:first])
-        state, adapt, grads, densities, (num, mean, squares) = carry
+        state, adapt, grads, densities, (num, _, squares) = carry
         sd = jnp.sqrt(squares / jnp.maximum(num - 1, 1))
         known = mask & jnp.isfinite(sd) & (sd > 0)
         params = final(adapt)

@@ -13,8 +13,6 @@ an interval is the logit, which is NumPyro's coordinate already; that of a simpl
 no flat coordinates, and the stick-breaking ones stay.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +26,7 @@ _SMALL = -8.0
 
 
 def on_half_line(position: Position, split: Split) -> np.ndarray:
-    """Which coordinates of the flat position are the log of a distance, `(d,)` bools."""
+    """Which coordinates of the flat position are logs of distances, `(d,)` bools."""
 
     def is_log(name) -> bool:
         transform = biject_to(split.supports[name])

@@ -2,11 +2,13 @@
 force, for posteriors that are non-smooth or constrained.
 
 References: Lau and Liu, arXiv 2207.04387, and Durmus, Moulines and Pereyra, arXiv
-1612.07471, for the force, minus the gradient of f + g_lambda with U = f + g; Riou-Durand
-and Vogrinc, arXiv 2202.13230, for the trajectory and its adjustment (MALT). A transition
-draws v from N(0, I) and makes L steps of
+1612.07471, for the force, minus the gradient of f + g_lambda with U = f + g; and
+Riou-Durand and Vogrinc, arXiv 2202.13230, for the trajectory and its adjustment (MALT).
+A transition draws v from N(0, I) and makes L steps of
 
-    s <- s + (eps/2) R v;  v <- v - eps R' grad (f + g_lambda)(s);  s <- s + (eps/2) R v;
+    s <- s + (eps/2) R v
+    v <- v - eps R' grad (f + g_lambda)(s)
+    s <- s + (eps/2) R v
     v <- exp(-eta eps) v + sqrt(1 - exp(-2 eta eps)) xi  (not after the last)
 
 and accepts the end with probability min(1, exp(-Delta)), Delta the change of the true
@@ -17,7 +19,8 @@ one density per transition, about 2.5 / eps.
 MARBMUMLA moves in the arc length of the mirror map (`dynamics.arclength`), MAMYULA on
 the sampling space. Where they differ from the papers: the step is leapfrog with the
 kick in the middle, so that no force is kept between transitions; R R' is an adapted
-covariance; and lambda is in units of its diagonal.
+covariance, and lambda in units of its diagonal; and a tenth of the transitions, drawn
+at random, have steps of eps / 4.
 """
 
 from collections.abc import Callable
@@ -45,13 +48,16 @@ from nutfree.registry import KernelSpec, option
 from nutfree.target import Position, Target
 
 #: lambda over eps^2 / 2, the step of the overdamped sampler.
-SMOOTHING = 0.5
+SMOOTHING = 1.0
 #: Of the velocity, per unit of time in which a coordinate of unit variance turns.
 FRICTION = 0.5
 #: Length of a trajectory in the same time.
 DURATION = 2.5
 #: The most steps that a transition makes by itself.
 MAX_STEPS = 128
+#: This share of the transitions has steps shorter by this factor, by which chains leave
+#: places where the usual step is never accepted.
+SHORT_SHARE, SHORT = 0.1, 0.25
 #: Energy errors above this are divergences, as in Stan.
 DIVERGENT = 1000.0
 
@@ -97,8 +103,8 @@ def build_kernel(*, mirrored: bool = True) -> Callable:
 
     `step_size` is eps; `num_steps` is L, or 0 for that which `step_size` asks for;
     `smoothing` is 2 lambda / eps^2; `friction` is eta; `factor` is R, of shape
-    `(d, d)`, `(d,)` or a scalar; `unit`, `(d,)` or a scalar, is that of the distances to
-    a boundary.
+    `(d, d)`, `(d,)` or a scalar; `unit`, `(d,)` or a scalar, is that of the distances
+    to a boundary.
 
     Args:
         mirrored: whether a half-line is moved along by its arc length, or by its log.
@@ -115,12 +121,14 @@ def build_kernel(*, mirrored: bool = True) -> Callable:
         factor=1.0,
         unit=1.0,
     ) -> tuple[TrajectoryState, TrajectoryInfo]:
-        noise_key, accept_key = jax.random.split(rng_key)
+        noise_key, accept_key, short_key = jax.random.split(rng_key, 3)
         z, unravel = ravel_pytree(state.position)
         mask = half_lines(state.position, logdensity_fn, mirrored)
         eps = jnp.asarray(step_size, z.dtype)
         asked = jnp.asarray(num_steps, int)
         length = jnp.where(asked > 0, asked, steps_for(eps))
+        short = jax.random.uniform(short_key) < SHORT_SHARE
+        eps = jnp.where(short, SHORT * eps, eps)
         root = jnp.asarray(factor, z.dtype)
         squares = root**2 if root.ndim < 2 else jnp.sum(root**2, axis=1)
         scales = jnp.broadcast_to(jnp.sqrt(squares), z.shape)
@@ -226,10 +234,12 @@ SPEC = KernelSpec(
     options=Options,
     needs=("split",),
     guarantee="exact",
+    recommended=True,
 )
 MAMYULA = replace(
     SPEC,
     name="mamyula",
+    recommended=False,
     summary="adjusted Langevin trajectories on a Moreau-smoothed force",
     paper="Durmus, Moulines and Pereyra 2018, arXiv 1612.07471; adjusted as in arXiv "
     "2202.13230",

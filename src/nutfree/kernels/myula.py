@@ -5,10 +5,11 @@ arXiv 1612.07471. With U = f + g, g convex and non-smooth,
 
     x' = x - gamma C (grad f(x) + grad g_lambda(x)) + sqrt(2 gamma C) xi,
 
-where g_lambda is g's Moreau envelope in the metric of C = diag(inverse_mass_matrix),
-the paper's having C = I, and lambda = smoothing * gamma. It moves on the sampling
-space: f has the Jacobian of every constrained site, and only real-supported sites have
-their g smoothed. Bias O(gamma) + O(lambda). One gradient per transition.
+where g_lambda is g's Moreau envelope in the metric of the diagonal of C, an adapted
+covariance, the paper's having C = I, and lambda = smoothing * gamma. It moves on the
+sampling space: f has the Jacobian of every constrained site, and only real-supported
+sites have their g smoothed. Bias O(gamma) + O(lambda). A transition is so many steps,
+of one gradient each, that successive draws are nearly independent.
 """
 
 from collections.abc import Callable
@@ -20,13 +21,13 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from nutfree.adaptation import Warmup
-from nutfree.adaptation.mirrored import mirrored_warmup
-from nutfree.dynamics.evaluation import is_finite, select
+from nutfree.adaptation.overdamped import overdamped_warmup
 from nutfree.dynamics.langevin import langevin_step, metropolis_log_ratio
-from nutfree.dynamics.mirror import Euclidean, mirror_for
-from nutfree.dynamics.proximal import counted_envelope, smoothed
+from nutfree.dynamics.overdamped import OverdampedInfo, steps_for, transition
+from nutfree.dynamics.proximal import counted_envelope, smoothed_log_density
+from nutfree.kernels import marbmumla
 from nutfree.registry import KernelSpec, option
-from nutfree.target import Position, Split, Target
+from nutfree.target import Position, Target
 
 #: lambda over gamma; the paper asks gamma <= 1 / (L + 1 / lambda), so more than one.
 SMOOTHING = 2.0
@@ -45,39 +46,6 @@ class MYULAState(NamedTuple):
     smoothed_grad: Position
 
 
-class MYULAInfo(NamedTuple):
-    """The acceptance rate that the smoothed target's MALA would have had, and costs.
-
-    The distance of the rate from one measures the error of the step. A step to where
-    the log density or its gradient is not finite is not taken, and is divergent.
-    """
-
-    acceptance_rate: jax.Array
-    is_divergent: jax.Array
-    num_grad_evals: jax.Array
-
-
-def _log_densities(split: Split, smoothing: jax.Array, scales: Position) -> Callable:
-    """`z -> (smoothed log density, log density)` on the sampling space."""
-    # the value of a real-supported site is its own coordinate, and so is its scale
-    by_site = split.constrain(scales)
-
-    def stands_for(name, term, x):
-        if isinstance(mirror_for(split.supports[name]), Euclidean):
-            return smoothed(term, x, smoothing, by_site[name])
-        return term.value(x)
-
-    def evaluate(z):
-        values = split.constrain(z)
-        smooth, nonsmooth = split.terms(values)
-        smooth = smooth + split.log_det(z)
-        g = sum(term.value(values[name]) for name, term in nonsmooth.items())
-        envelope = sum(stands_for(k, term, values[k]) for k, term in nonsmooth.items())
-        return smooth - envelope, smooth - g
-
-    return evaluate
-
-
 def init(position, logdensity_fn: Target, rng_key=None) -> MYULAState:
     del rng_key
     value, grad = jax.value_and_grad(logdensity_fn)(position)
@@ -85,12 +53,12 @@ def init(position, logdensity_fn: Target, rng_key=None) -> MYULAState:
 
 
 def build_kernel() -> Callable:
-    """Return `kernel(rng_key, state, target, step_size, smoothing, ...)`.
+    """Return `kernel(rng_key, state, target, step_size, num_steps, ...)`.
 
-    `step_size` is gamma, `smoothing` is lambda / gamma, and `inverse_mass_matrix` is
-    C, of shape `(d,)` or a scalar. Where `adjusted` is true, as in warm-up, a step is
-    accepted as in MALA on the smoothed target, and `held_lambda`, unless it is zero,
-    is lambda. `center` has no effect here.
+    `step_size` is gamma; `num_steps` is the number of steps, or 0 for as many as
+    `relaxation` asks for (`dynamics.overdamped`); `smoothing` is lambda / gamma; and
+    `inverse_mass_matrix` is C, of shape `(d, d)`, `(d,)` or a scalar. Where `adjusted`
+    is true, as in warm-up, a step is accepted as in MALA on the smoothed target.
     """
 
     def kernel(
@@ -98,46 +66,64 @@ def build_kernel() -> Callable:
         state,
         logdensity_fn,
         step_size,
+        num_steps=0,
         smoothing=SMOOTHING,
         inverse_mass_matrix=1.0,
-        center=0.0,
-        held_lambda=0.0,
+        relaxation=1.0,
         adjusted=False,
-    ) -> tuple[MYULAState, MYULAInfo]:
-        del center
-        noise_key, accept_key = jax.random.split(rng_key)
-        lambda_ = jnp.where(held_lambda > 0, held_lambda, smoothing * step_size)
-        x, unravel = ravel_pytree(state.position)
-        grad, _ = ravel_pytree(state.smoothed_grad)
-        variances = jnp.broadcast_to(inverse_mass_matrix, x.shape).astype(x.dtype)
+    ) -> tuple[MYULAState, OverdampedInfo]:
+        z, unravel = ravel_pytree(state.position)
+        metric = jnp.asarray(inverse_mass_matrix, z.dtype)
+        variances = jnp.diag(metric) if metric.ndim == 2 else metric
+        scales = unravel(jnp.broadcast_to(jnp.sqrt(variances), z.shape))
+        lambda_, h = smoothing * step_size, 2 * step_size
         evaluate = counted_envelope(
-            _log_densities(logdensity_fn.split, lambda_, unravel(jnp.sqrt(variances)))
+            smoothed_log_density(logdensity_fn.split, lambda_, scales)
         )
-        h = 2 * step_size
-        x_new = langevin_step(noise_key, x, grad, h, variances)
-        position = unravel(x_new)
-        (value_new, logdensity), grad_tree, count = evaluate(position, jnp.asarray(0))
-        grad_new, _ = ravel_pytree(grad_tree)
-        log_ratio = metropolis_log_ratio(
-            (x, state.smoothed, grad), (x_new, value_new, grad_new), h, variances
-        )
-        finite = is_finite(x_new, value_new, logdensity, grad_new)
-        acceptance_rate = jnp.where(finite, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
-        moved = MYULAState(position, logdensity, value_new, grad_tree)
-        taken = jax.random.uniform(accept_key) < acceptance_rate
-        taken = finite & (taken | jnp.logical_not(adjusted))
-        return select(taken, moved, state), MYULAInfo(acceptance_rate, ~finite, count)
+
+        def propose(key, state, count):
+            x, grad = _flat(state.position), _flat(state.smoothed_grad)
+            x_new = langevin_step(key, x, grad, h, metric)
+            position = unravel(x_new)
+            (value, logdensity), gradient, count = evaluate(position, count)
+            old, new = (x, state.smoothed, grad), (x_new, value, _flat(gradient))
+            log_ratio = metropolis_log_ratio(old, new, h, metric)
+            return MYULAState(position, logdensity, value, gradient), log_ratio, count
+
+        length = steps_for(step_size, num_steps, relaxation)
+        return transition(rng_key, state, length, adjusted, propose)
 
     return kernel
 
 
-def warmup(num_pilot: int = 500) -> Warmup:
-    return mirrored_warmup(
+def _flat(tree) -> jax.Array:
+    return ravel_pytree(tree)[0]
+
+
+def warmup(num_pilot: int = 400) -> Warmup:
+    def look(position, target):
+        del target
+        return _flat(position), jnp.zeros(1)
+
+    def metric(found, moments, spread):
+        del spread
+        factor, covariance = found["factor"], moments.covariance()
+        if factor.ndim == 1:
+            relaxation = jnp.max(jnp.diag(covariance) / factor**2)
+            return {"inverse_mass_matrix": factor**2, "relaxation": relaxation}
+        white = jnp.linalg.solve(factor, jnp.linalg.solve(factor, covariance).T)
+        relaxation = jnp.max(jnp.linalg.eigvalsh(white))
+        return {"inverse_mass_matrix": factor @ factor.T, "relaxation": relaxation}
+
+    return overdamped_warmup(
         init,
         build_kernel(),
-        lambda state: state.position,
+        marbmumla.init,
+        marbmumla.build_kernel(mirrored=False),
+        marbmumla.warmup(mirrored=False, num_pilot=num_pilot),
+        look,
+        metric,
         SMOOTHING,
-        num_pilot,
     )
 
 
@@ -146,10 +132,13 @@ class Options:
     step_size: float | None = option(
         None, "step gamma, in units of the preconditioned coordinates", gt=0, tuned=True
     )
+    num_steps: int | None = option(
+        None, "steps per transition; None is 2 / gamma or more", ge=1, tuned=True
+    )
     smoothing: float | None = option(
         None, "envelope parameter lambda, as a multiple of gamma", gt=0, tuned=True
     )
-    num_pilot: int = option(500, "transitions before the first, to find a step", ge=20)
+    num_pilot: int = option(400, "transitions before the first, to find scales", ge=40)
 
 
 SPEC = KernelSpec(

@@ -10,7 +10,8 @@ on the support and g_lambda an envelope of g,
 
 x are the values of the sites, each in the geometry of its support, and U is minus the
 log of their density there: no Jacobian. Bias O(gamma) + O(lambda), lambda = smoothing *
-gamma. One gradient per transition.
+gamma. A transition is so many steps, of one gradient each, that successive draws are
+nearly independent.
 
 Where it differs from the paper: phi is in units of the posterior's scale, found in
 warm-up, so that it also preconditions; the default phi has a barrier where the paper
@@ -29,15 +30,16 @@ from jax.flatten_util import ravel_pytree
 from numpyro.distributions import biject_to
 
 from nutfree.adaptation import Warmup
-from nutfree.adaptation.mirrored import mirrored_warmup
-from nutfree.dynamics.evaluation import is_finite, select
+from nutfree.adaptation.overdamped import overdamped_warmup
 from nutfree.dynamics.mirror import Euclidean, HyperbolicEntropy, mirror_for
+from nutfree.dynamics.overdamped import OverdampedInfo, steps_for, transition
 from nutfree.dynamics.proximal import (
     counted_envelope,
     right_bregman_envelope,
     smoothed,
 )
 from nutfree.errors import UnsupportedModel
+from nutfree.kernels import marbmumla, myula
 from nutfree.kernels.myula import SMOOTHING
 from nutfree.registry import KernelSpec, option
 from nutfree.target import Position, Split, Target
@@ -65,21 +67,6 @@ class RBMUMLAState(NamedTuple):
     values: Values
     smoothed: jax.Array
     smoothed_grad: Values
-
-
-class RBMUMLAInfo(NamedTuple):
-    """The acceptance rate of the step as if the metric did not change, and costs.
-
-    With Euclidean maps the rate is that of the smoothed target's MALA. Else it leaves
-    out how Hess phi changes along the step, which near a boundary costs a Metropolis
-    test much and the law of the unadjusted chain little; its distance from one
-    measures what the step is too long for in U. A step to where the log density or its
-    gradient is not finite is not taken, and is divergent.
-    """
-
-    acceptance_rate: jax.Array
-    is_divergent: jax.Array
-    num_grad_evals: jax.Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,13 +165,17 @@ def init(
 
 
 def build_kernel(geometry: str = "barrier") -> Callable:
-    """Return `kernel(rng_key, state, target, step_size, smoothing, ...)`.
+    """Return `kernel(rng_key, state, target, step_size, num_steps, ...)`.
 
-    `step_size` is gamma, `smoothing` is lambda / gamma; `inverse_mass_matrix` has the
-    squared scales of the maps and `center` their centres, each a scalar or of shape
-    `(d,)` in the order of the sites' names. Where `adjusted` is true, as in warm-up, a
-    step is taken with the probability `acceptance_rate`, and `held_lambda`, unless it
-    is zero, is lambda.
+    `step_size` is gamma; `num_steps` is the number of steps, or 0 for as many as
+    `relaxation` asks for (`dynamics.overdamped`); `smoothing` is lambda / gamma;
+    `inverse_mass_matrix` has the squared scales of the maps and `center` their centres,
+    each a scalar or of shape `(d,)` in the order of the sites' names.
+
+    Where `adjusted` is true, as in warm-up, a step is taken with the acceptance rate
+    that it would have if the metric did not change along it. With Euclidean maps that
+    is the smoothed target's MALA. Else it leaves out what near a boundary costs a
+    Metropolis test much, and the law of the unadjusted chain little.
 
     Args:
         geometry: "barrier", "hyperbolic" or "entropy"; see `dynamics.mirror`.
@@ -195,44 +186,40 @@ def build_kernel(geometry: str = "barrier") -> Callable:
         state,
         logdensity_fn,
         step_size,
+        num_steps=0,
         smoothing=SMOOTHING,
         inverse_mass_matrix=1.0,
         center=0.0,
-        held_lambda=0.0,
+        relaxation=1.0,
         adjusted=False,
-    ) -> tuple[RBMUMLAState, RBMUMLAInfo]:
-        noise_key, accept_key = jax.random.split(rng_key)
-        lambda_ = jnp.where(held_lambda > 0, held_lambda, smoothing * step_size)
+    ) -> tuple[RBMUMLAState, OverdampedInfo]:
         space = _space(logdensity_fn, geometry)
-        flat, unravel = ravel_pytree(state.values)
         scales = _filled(jnp.sqrt(inverse_mass_matrix), state.values)
         centers = _filled(center, state.values)
         mirrors = {name: space.mirror(name, scales, centers) for name in scales}
+        lambda_ = smoothing * step_size
         evaluate = counted_envelope(space.log_densities(lambda_, mirrors))
 
-        xi = unravel(jax.random.normal(noise_key, flat.shape, flat.dtype))
-        x, grad = state.values, state.smoothed_grad
-        x_new = {}
-        for name, phi in mirrors.items():
-            y = phi.grad(x[name]) + step_size * grad[name]
-            y = y + phi.noise(x[name], xi[name], step_size)
-            x_new[name] = phi.clip(phi.inverse(y))
-        (value_new, logdensity), grad_new, count = evaluate(x_new, jnp.asarray(0))
+        def propose(key, state, count):
+            x, grad = state.values, state.smoothed_grad
+            flat, unravel = ravel_pytree(x)
+            xi = unravel(jax.random.normal(key, flat.shape, flat.dtype))
+            x_new = {}
+            for name, phi in mirrors.items():
+                y = phi.grad(x[name]) + step_size * grad[name]
+                y = y + phi.noise(x[name], xi[name], step_size)
+                x_new[name] = phi.clip(phi.inverse(y))
+            (value, logdensity), grad_new, count = evaluate(x_new, count)
+            log_ratio = value - state.smoothed
+            for name, phi in mirrors.items():
+                old, new = (x[name], grad[name]), (x_new[name], grad_new[name])
+                log_ratio += _work(phi, old, new, step_size)
+            position, logdensity = space.position(x_new, logdensity)
+            moved = RBMUMLAState(position, logdensity, x_new, value, grad_new)
+            return moved, log_ratio, count
 
-        log_ratio = value_new - state.smoothed
-        for name, phi in mirrors.items():
-            log_ratio += _work(
-                phi, (x[name], grad[name]), (x_new[name], grad_new[name]), step_size
-            )
-        log_ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
-        position, logdensity = space.position(x_new, logdensity)
-        moved = RBMUMLAState(position, logdensity, x_new, value_new, grad_new)
-
-        finite = is_finite(moved)
-        acceptance_rate = jnp.where(finite, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
-        taken = jax.random.uniform(accept_key) < acceptance_rate
-        taken = finite & (taken | jnp.logical_not(adjusted))
-        return select(taken, moved, state), RBMUMLAInfo(acceptance_rate, ~finite, count)
+        length = steps_for(step_size, num_steps, relaxation)
+        return transition(rng_key, state, length, adjusted, propose)
 
     return kernel
 
@@ -256,30 +243,51 @@ def _work(phi, old, new, step_size) -> jax.Array:
     return 0.25 * step_size * norms - expected
 
 
-def warmup(geometry: str = "barrier", num_pilot: int = 500) -> Warmup:
-    return mirrored_warmup(
+def warmup(geometry: str = "barrier", num_pilot: int = 400) -> Warmup:
+    def look(position, target):
+        """The values, and the logs of the distances to their boundaries."""
+        space = _space(target, geometry)
+        values = space.enter(position)
+        logs = {
+            name: jnp.log(phi.distance(values[name]))
+            if (phi := space.maps[name]) is not None and hasattr(phi, "distance")
+            else jnp.zeros_like(values[name])
+            for name in values
+        }
+        return ravel_pytree(values)[0], ravel_pytree(logs)[0]
+
+    def metric(found, moments, spread):
+        del found
+        covariance = moments.covariance()
+        variances = jnp.diag(covariance)
+        sd = jnp.sqrt(variances)
+        slowest = jnp.max(jnp.linalg.eigvalsh(covariance / sd / sd[:, None]))
+        return {
+            "inverse_mass_matrix": variances,
+            "center": moments.mean,
+            # near a boundary the coordinate of standard noise is the log distance
+            "relaxation": jnp.maximum(slowest, jnp.max(spread)),
+        }
+
+    return overdamped_warmup(
         lambda position, target: init(position, target, geometry=geometry),
         build_kernel(geometry),
-        lambda state: state.values,
+        marbmumla.init,
+        marbmumla.build_kernel(),
+        marbmumla.warmup(num_pilot=num_pilot),
+        look,
+        metric,
         SMOOTHING,
-        num_pilot,
     )
 
 
 @dataclass(frozen=True)
-class Options:
-    step_size: float | None = option(
-        None, "step gamma, in units of the maps' scales", gt=0, tuned=True
-    )
-    smoothing: float | None = option(
-        None, "envelope parameter lambda, as a multiple of gamma", gt=0, tuned=True
-    )
+class Options(myula.Options):
     geometry: str = option(
         "barrier",
         "on the real line a Euclidean map (barrier), or the hyperbolic entropy",
         choices=("barrier", "hyperbolic"),
     )
-    num_pilot: int = option(500, "transitions before the first, to find a step", ge=20)
 
 
 SPEC = KernelSpec(
@@ -295,5 +303,4 @@ SPEC = KernelSpec(
     guarantee="biased",
     bias="of order step_size, and of the smoothing lambda = smoothing * step_size: a "
     "smaller step_size reduces both; the kernel Stein discrepancy shows it",
-    recommended=True,
 )

@@ -231,7 +231,9 @@ class LevelOptions:
     )
     base: str = option(
         "gaussian",
-        "where a path starts; student_t for posteriors with heavy tails",
+        "where a path starts; student_t keeps heavy tails if the estimate of the score "
+        "is exact, and with a few fast steps makes little difference: there the last "
+        "moves on the posterior bring the tails back",
         choices=("gaussian", "student_t"),
     )
     degrees_of_freedom: float = option(4.0, "of a student_t base", gt=1)

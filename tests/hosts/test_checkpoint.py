@@ -59,9 +59,11 @@ def half_done(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "settings", "stops"),
     [
-        ("nuts", {}, (4, 5)),
+        ("nuts", {}, (14,)),
         ("mala", {"thinning": 4}, (4, 12)),
-        ("mala", {"chain_method": "parallel"}, (14,)),
+        pytest.param(
+            "mala", {"chain_method": "parallel"}, (14,), marks=pytest.mark.slow
+        ),
         ("sgld", {"num_chains": 1}, (14,)),
         pytest.param(
             "multalmc",

@@ -15,6 +15,7 @@ import pytest
 import nutfree as nf
 from nutfree.dynamics.gradients import flat_minibatch, sum_rows
 from nutfree.frontends.windows import Window, on_devices
+from nutfree.hosts.stream import loaded
 
 N, DIM = 20_000, 3
 SETTINGS = {"num_warmup": 5, "num_samples": 400, "num_chains": 4}
@@ -102,8 +103,6 @@ def test_tree_says_how_the_rows_were_read(streamed):
 def test_the_same_seed_gives_the_same_draws(streamed, folder):
     again = run(on_disk(folder))["posterior"]["beta"]
     np.testing.assert_array_equal(again, streamed["posterior"]["beta"])
-    other = run(on_disk(folder), seed=1)["posterior"]["beta"]
-    assert np.all(other[:, -1] != again[:, -1])
 
 
 @pytest.mark.filterwarnings("ignore:Interrupted")
@@ -186,13 +185,13 @@ def test_gradients_of_windows_are_unbiased(folder, arrays):
 
 
 def test_rows_that_fit_are_loaded(folder, arrays):
-    small = {"num_samples": 10, "num_chains": 1}
-    loaded = run(on_disk(folder, window_rows=N), **small)
-    whole = run(arrays, **small)
-    np.testing.assert_array_equal(
-        loaded["posterior"]["beta"], whole["posterior"]["beta"]
-    )
-    assert "window_rows" not in loaded["sample_stats"].attrs
+    _, found = loaded((), on_disk(folder, window_rows=N))
+    for name, value in arrays.items():
+        assert isinstance(found[name], np.ndarray)
+        np.testing.assert_array_equal(found[name], value)
+    _, found = loaded((), on_disk(folder, window_rows=N - 2))
+    assert found["X"].shape == (N, DIM)
+    assert not isinstance(found["X"], np.ndarray)
 
 
 def with_weights(X, y):

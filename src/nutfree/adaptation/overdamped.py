@@ -134,8 +134,10 @@ def overdamped_warmup(
     def update(adapt, state, info) -> AdaptationState:
         del state
         step, averaging = adapt.inner
-        # a NaN acceptance rate (nowhere to go) counts as a rejection
-        averaging = da_update(averaging, jnp.nan_to_num(info.acceptance_rate))
+        # a NaN acceptance rate (nowhere to go) counts as a rejection; digits that step
+        # and rate would amplify in each other until no two compilations agree are cut
+        rate = jnp.round(jnp.nan_to_num(info.acceptance_rate), 3)
+        averaging = da_update(averaging, rate)
         step_size = jnp.minimum(jnp.exp(averaging.log_step_size), 2 * MAX_STEP)
         params = {**adapt.params, "step_size": step_size}
         new = adapt._replace(params=params, inner=(step + 1, averaging))

@@ -122,8 +122,10 @@ def trajectory_warmup(
     def update(adapt, state, info) -> AdaptationState:
         step, averaging, sums, schedule = adapt.inner
         slow, last = schedule[step] == 1
-        # a NaN acceptance rate (nowhere to go) counts as a rejection
-        averaging = da_update(averaging, jnp.nan_to_num(info.acceptance_rate))
+        # a NaN acceptance rate (nowhere to go) counts as a rejection; digits that step
+        # and rate would amplify in each other until no two compilations agree are cut
+        rate = jnp.round(jnp.nan_to_num(info.acceptance_rate), 3)
+        averaging = da_update(averaging, rate)
         more = fisher.add(sums, info.visited, info.force)
         sums = select(slow & info.is_accepted, more, sums)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from nutfree.adaptation.base import AdaptationState, Warmup
-from nutfree.adaptation.mode import laplace_of_rows
+from nutfree.adaptation.mode import Laplace, laplace_of_rows
 from nutfree.dynamics.estimators import WANDERING, row_gradients
 from nutfree.dynamics.evaluation import is_finite
 from nutfree.dynamics.gradients import (
@@ -30,8 +30,23 @@ from nutfree.dynamics.stochastic import Dynamics, row_sampler
 IMPORTANCE_DRAWS = 4
 
 
-def warmup_builder(dynamics: Dynamics) -> Callable[..., Warmup]:
-    """`warmup` of a kernel with these dynamics."""
+def _as_found(mode: Laplace, position, noise=None):
+    """The mode as it was found, or the noise as it was measured."""
+    del position
+    return mode if noise is None else noise
+
+
+def warmup_builder(
+    dynamics: Dynamics, reshape: Callable = _as_found, total_noise: Callable = _as_found
+) -> Callable[..., Warmup]:
+    """`warmup` of a kernel with these dynamics.
+
+    Args:
+        reshape: `(mode, position) -> mode`, for a kernel whose law has another
+            covariance than the posterior's.
+        total_noise: `(mode as found, position, noise) -> noise`, of shape `(d,)`, with
+            what the kernel adds to that of the batches.
+    """
 
     def warmup(
         *,
@@ -59,7 +74,8 @@ def warmup_builder(dynamics: Dynamics) -> Callable[..., Warmup]:
             mode_key, noise_key, start_key, rows_key = jax.random.split(rng_key, 4)
             share_key = jax.random.fold_in(rng_key, 4)
             count = jnp.zeros((), x.dtype)
-            mode, count = laplace_of_rows(mode_key, minibatch, x, count)
+            found, count = laplace_of_rows(mode_key, minibatch, x, count)
+            mode = reshape(found, position)
             factor = root(mode.covariance)
             control: Control | tuple = ()
             if gradient == "control_variate":
@@ -105,7 +121,8 @@ def warmup_builder(dynamics: Dynamics) -> Callable[..., Warmup]:
                 noise, count = whitened_noise(
                     noise_key, estimate, draw_pair, whiten, count
                 )
-                noise = jnp.where(jnp.isfinite(noise), noise, 1.0)
+            noise = total_noise(found, position, noise)
+            noise = jnp.where(jnp.isfinite(noise), noise, 1.0)
             settings = {
                 name: jnp.asarray(value, x.dtype)
                 for name, value in dynamics.settings.items()

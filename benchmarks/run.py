@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("overhead", "multimodal", "constrained", "bigdata", "federated")
+NAMES = ("overhead", "multimodal", "constrained", "bigdata", "ondisk", "federated")
 
 
 def main() -> None:

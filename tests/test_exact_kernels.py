@@ -94,26 +94,32 @@ def standard_errors_apart(a, b):
     return (a.mean((0, 1)) - b.mean((0, 1))) / np.sqrt(sum(squared_errors))
 
 
-#: What it takes where a diagonal metric is not enough.
-HARD = {("mala", "kidscore_interaction"): ({"dense_mass": True}, 10)}
-#: Kernels that are to reach the posteriors; the others are to say where they do not.
-REACHING = {"mala", "blackjax.nuts", "blackjax.hmc"}
-#: Langevin steps of one size do not come back from the tails of this one.
-OUT_OF_REACH = {("mala", "gp_pois_regr")}
+#: Transitions between two draws that are compared.
+REFERENCE_THINNING = {
+    "mala": 10,
+    "blackjax.mala": 10,
+    "blackjax.barker": 10,
+    "blackjax.ghmc": 10,
+    "blackjax.rmh": 40,
+}
+#: And how many times more where the curvature changes from place to place.
+SLOW_POSTERIOR = {"gp_pois_regr": 10}
+#: Kernels that move far enough in one transition for any of these posteriors.
+QUICK = {"blackjax.nuts", "blackjax.hmc"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVERYWHERE)
 @pytest.mark.parametrize("posterior", posteriordb.names())
-def test_exact_kernel_agrees_with_the_reference_or_says_it_has_not_mixed(
-    name, posterior
-):
+def test_exact_kernel_agrees_with_the_reference(name, posterior):
     """134 comparisons for each kernel at 4.5 standard errors: 1e-3 false alarms."""
     module = posteriordb.load(posterior)
-    options, thinning = HARD.get((name, posterior), ({}, THINNING.get(name, 1)))
+    thinning = REFERENCE_THINNING.get(name, 1)
+    if name not in QUICK:
+        thinning *= SLOW_POSTERIOR.get(posterior, 1)
     with jax.enable_x64(True):
         mcmc = MCMC(
-            nf.kernel(name, module.model, **options),
+            nf.kernel(name, module.model),
             num_warmup=2000,
             num_samples=2000 * thinning,
             thinning=thinning,
@@ -134,6 +140,5 @@ def test_exact_kernel_agrees_with_the_reference_or_says_it_has_not_mixed(
         # a chain that never moved has no variance, and R-hat no value
         r_hat = max(r_hat, np.nan_to_num(gelman_rubin(draws[site]), nan=np.inf).max())
     print(f"{name} {posterior}: {worst:.2f} standard errors apart, R-hat {r_hat:.3f}")
-    mixed = r_hat < 1.022
-    assert mixed or name not in REACHING or (name, posterior) in OUT_OF_REACH
-    assert worst < 4.5 or not mixed
+    assert r_hat < 1.05
+    assert worst < 4.5

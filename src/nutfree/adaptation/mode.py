@@ -70,6 +70,43 @@ def maximise(
     Returns:
         `(x, gradient at x, count)`; each evaluation counts `cost`.
     """
+    x, gradient, count, _ = climb(
+        logdensity,
+        x,
+        count,
+        lambda seen, old, new, count: (seen, count),
+        (),
+        max_steps=max_steps,
+        tolerance=tolerance,
+        cost=cost,
+        max_linesearch_steps=max_linesearch_steps,
+    )
+    return x, gradient, count
+
+
+def climb(
+    logdensity: Callable,
+    x: jax.Array,
+    count: Any,
+    visit: Callable,
+    seen: Any,
+    *,
+    max_steps: int,
+    tolerance: float = 1e-3,
+    patience: int = PATIENCE,
+    cost: float = 1.0,
+    max_linesearch_steps: int = 15,
+) -> tuple[jax.Array, jax.Array, Any, Any]:
+    """`maximise`, showing every step that it takes to `visit`.
+
+    Args:
+        visit: `(seen, old, new, count) -> (seen, count)`; old and new are pairs of a
+            point and the gradient of the log density there.
+        seen: what `visit` carries, any pytree.
+
+    Returns:
+        `(x, gradient at x, count, seen)`.
+    """
     search = optax.scale_by_zoom_linesearch(
         max_linesearch_steps, initial_guess_strategy="one"
     )
@@ -79,7 +116,7 @@ def maximise(
         return -logdensity(x)
 
     def step(carry):
-        x, value, gradient, state, idle, num_steps, count = carry
+        x, value, gradient, state, idle, num_steps, count, seen = carry
         updates, state_new = optimiser.update(
             gradient, state, x, value=value, grad=gradient, value_fn=objective
         )
@@ -93,18 +130,19 @@ def maximise(
             (x_new, value_new, gradient_new, state_new),
         )
         count = count + cost * taken.num_linesearch_steps
-        kept = select(ok, new, old)
-        return (*kept, jnp.where(ok, idle, PATIENCE), num_steps + 1, count)
+        after, count = visit(seen, (x, -gradient), (x_new, -gradient_new), count)
+        kept, seen = select(ok, (new, after), (old, seen))
+        return (*kept, jnp.where(ok, idle, patience), num_steps + 1, count, seen)
 
     def going(carry):
-        *_, idle, num_steps, _ = carry
-        return (idle < PATIENCE) & (num_steps < max_steps)
+        *_, idle, num_steps, _, _ = carry
+        return (idle < patience) & (num_steps < max_steps)
 
     value, gradient = jax.value_and_grad(objective)(x)
-    idle = jnp.where(is_finite(value, gradient), 0, PATIENCE)
-    carry = (x, value, gradient, optimiser.init(x), idle, 0, count + cost)
-    x, _, gradient, *_, count = jax.lax.while_loop(going, step, carry)
-    return x, -gradient, count
+    idle = jnp.where(is_finite(value, gradient), 0, patience)
+    carry = (x, value, gradient, optimiser.init(x), idle, 0, count + cost, seen)
+    x, _, gradient, *_, count, seen = jax.lax.while_loop(going, step, carry)
+    return x, -gradient, count, seen
 
 
 def _hessian_product(logdensity: Callable, x: jax.Array) -> Callable:

@@ -74,7 +74,7 @@ def build_kernel():
     return kernel
 
 
-def warmup(*, dense_mass: bool = False) -> Warmup:
+def warmup(*, dense_mass: bool | None = None) -> Warmup:
     return window_warmup(target_acceptance_rate=0.9, dense_mass=dense_mass)
 
 
@@ -83,7 +83,9 @@ class Options:
     step_size: float | None = option(
         None, "step h, in units of the preconditioned coordinates", gt=0, tuned=True
     )
-    dense_mass: bool = option(False, "adapt a full preconditioner")
+    dense_mass: bool | None = option(
+        None, "adapt a full preconditioner; None is up to 50 dimensions"
+    )
 
 
 SPEC = KernelSpec(

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
+from jax.scipy.linalg import solve_triangular
 
 from nutfree.adaptation import AdaptationState, Warmup
 from nutfree.dynamics.evaluation import is_finite, select
+from nutfree.dynamics.preconditioning import matvec, root, transpose
 from nutfree.registry import KernelSpec
 
 
@@ -71,6 +73,34 @@ def metric(inverse_mass_matrix: jax.Array | float, position: Any) -> jax.Array:
         return jnp.asarray(inverse_mass_matrix)
     x, _ = ravel_pytree(position)
     return jnp.full_like(x, inverse_mass_matrix)
+
+
+def on_unit_scale(
+    step: Callable, state: Any, logdensity_fn: Callable, inverse_mass_matrix: Any
+) -> tuple[Any, Any]:
+    """Run `step(state, density)` on z, with x' = x + R z and R R' the covariance.
+
+    Args:
+        state: with `position` and `logdensity_grad`, both pytrees in x.
+    """
+    x, unravel = ravel_pytree(state.position)
+    factor = root(metric(inverse_mass_matrix, x))
+
+    def moved(z):
+        return unravel(x + matvec(factor, z))
+
+    grad, _ = ravel_pytree(state.logdensity_grad)
+    start = state._replace(
+        position=jnp.zeros_like(x), logdensity_grad=matvec(transpose(factor), grad)
+    )
+    new, info = step(start, lambda z: logdensity_fn(moved(z)))
+    if factor.ndim == 2:
+        grad = solve_triangular(factor, new.logdensity_grad, trans=1, lower=True)
+    else:
+        grad = new.logdensity_grad / factor
+    return new._replace(
+        position=moved(new.position), logdensity_grad=unravel(grad)
+    ), info
 
 
 def pilot_warmup(pilot: Callable) -> Warmup:

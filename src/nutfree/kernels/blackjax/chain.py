@@ -10,10 +10,16 @@ import blackjax
 import jax
 import jax.numpy as jnp
 from blackjax.mcmc.random_walk import normal
-from jax.flatten_util import ravel_pytree
 
 from nutfree.adaptation import Warmup, window_warmup
-from nutfree.kernels.blackjax.adapter import metric, metropolis_info, register
+from nutfree.dynamics.evaluation import select
+from nutfree.dynamics.preconditioning import root
+from nutfree.kernels.blackjax.adapter import (
+    metric,
+    metropolis_info,
+    on_unit_scale,
+    register,
+)
 from nutfree.registry import option
 
 
@@ -27,6 +33,10 @@ def _init(api):
 
 def _step_size(help: str):
     return option(None, help, gt=0, tuned=True)
+
+
+def _dense_mass():
+    return option(None, "adapt a full covariance; None is up to 50 dimensions")
 
 
 def _target(default: float):
@@ -60,26 +70,19 @@ def build_hmc(*, num_integration_steps: int = 10):
 
 
 def _on_unit_scale(step):
-    """Run `step` on coordinates z = x / scale, where the variances are one.
-
-    BlackJAX's MALA takes no metric, and its Barker proposal moves by the square root
+    """BlackJAX's MALA takes no metric, and its Barker proposal moves by the square root
     of the mass matrix where its inverse is meant (1.7.1), so neither is given one.
     """
 
     def scaled(rng_key, state, logdensity_fn, step_size, inverse_mass_matrix=1.0):
-        x, unravel = ravel_pytree(state.position)
-        scale = jnp.sqrt(metric(inverse_mass_matrix, x))
-        grad, _ = ravel_pytree(state.logdensity_grad)
-        start = state._replace(position=x / scale, logdensity_grad=grad * scale)
-        new, info = step(
-            rng_key, start, lambda z: logdensity_fn(unravel(z * scale)), step_size
+        new, info = on_unit_scale(
+            lambda start, density: step(rng_key, start, density, step_size),
+            state,
+            logdensity_fn,
+            inverse_mass_matrix,
         )
-        # a rejected proposal leaves the position exactly as it was
-        position = jnp.where(info.is_accepted, new.position * scale, x)
-        new = new._replace(
-            position=unravel(position),
-            logdensity_grad=unravel(new.logdensity_grad / scale),
-        )
+        # a rejected proposal leaves everything exactly as it was
+        new = select(info.is_accepted, new, state)
         return new, metropolis_info(info, num_grad_evals=1)
 
     return scaled
@@ -100,7 +103,9 @@ def build_ghmc():
         """Damping by MEADS' rule for a posterior of unit scale, where gamma = 1."""
         alpha = 1 - jnp.exp(-2 * step_size)
         delta = alpha / 2
-        scale = jnp.sqrt(metric(inverse_mass_matrix, state.position))
+        scale = metric(inverse_mass_matrix, state.position)
+        # BlackJAX takes a covariance, but scales where there are only variances
+        scale = scale if scale.ndim == 2 else jnp.sqrt(scale)
         new, info = step(rng_key, state, logdensity_fn, step_size, scale, alpha, delta)
         # where the energy is infinite BlackJAX's slice becomes inf * 0
         kept = (state.slice + 1 + delta) % 2 - 1
@@ -120,10 +125,8 @@ def build_rmh():
 
     def rmh(rng_key, state, logdensity_fn, step_size, inverse_mass_matrix=1.0):
         """Proposals N(x, h^2 C), C the inverse mass matrix."""
-        covariance = metric(inverse_mass_matrix, state.position)
-        dense = covariance.ndim == 2
-        root = jnp.linalg.cholesky(covariance) if dense else jnp.sqrt(covariance)
-        new, info = step(rng_key, state, logdensity_fn, normal(step_size * root))
+        factor = root(metric(inverse_mass_matrix, state.position))
+        new, info = step(rng_key, state, logdensity_fn, normal(step_size * factor))
         return new, metropolis_info(info, num_density_evals=1)
 
     return rmh
@@ -149,6 +152,7 @@ class HMCOptions:
 class MALAOptions:
     step_size: float | None = _step_size("half of h, on coordinates of unit scale")
     target_acceptance_rate: float = _target(0.574)
+    dense_mass: bool | None = _dense_mass()
 
 
 @dataclass(frozen=True)
@@ -157,29 +161,45 @@ class BarkerOptions:
         "scale of the proposal, on coordinates of unit scale"
     )
     target_acceptance_rate: float = _target(0.574)
+    dense_mass: bool | None = _dense_mass()
 
 
 @dataclass(frozen=True)
 class GHMCOptions:
     step_size: float | None = _step_size("leapfrog step")
     target_acceptance_rate: float = _target(0.95)
+    dense_mass: bool | None = _dense_mass()
 
 
 @dataclass(frozen=True)
 class RMHOptions:
     step_size: float | None = _step_size("proposal scale, in posterior deviations")
     target_acceptance_rate: float = _target(0.3)
-    dense_mass: bool = option(True, "adapt the full covariance, not the variances")
+    dense_mass: bool | None = _dense_mass()
 
 
 def warmup_metric(
     *, target_acceptance_rate: float = 0.8, dense_mass: bool = False
 ) -> Warmup:
-    return window_warmup(target_acceptance_rate, dense_mass=dense_mass)
+    return window_warmup(
+        target_acceptance_rate, dense_mass=dense_mass, walk=False, pilot=None
+    )
 
 
-def warmup_diagonal(*, target_acceptance_rate: float = 0.574) -> Warmup:
-    return window_warmup(target_acceptance_rate, initial_step_size=0.5)
+def warmup_walk(
+    *, target_acceptance_rate: float = 0.574, dense_mass: bool | None = None
+) -> Warmup:
+    return window_warmup(
+        target_acceptance_rate, initial_step_size=0.5, dense_mass=dense_mass
+    )
+
+
+def warmup_random_walk(
+    *, target_acceptance_rate: float = 0.3, dense_mass: bool | None = None
+) -> Warmup:
+    return window_warmup(
+        target_acceptance_rate, dense_mass=dense_mass, pilot="differences"
+    )
 
 
 SPECS = (
@@ -205,7 +225,7 @@ SPECS = (
         "mala",
         build_mala,
         _init(blackjax.mala),
-        warmup_diagonal,
+        warmup_walk,
         summary="BlackJAX's Metropolis-adjusted Langevin",
         paper="Roberts and Tweedie 1996",
         options=MALAOptions,
@@ -214,7 +234,7 @@ SPECS = (
         "barker",
         build_barker,
         _init(blackjax.barker),
-        warmup_diagonal,
+        warmup_walk,
         summary="BlackJAX's Barker proposal, robust to a rough step size",
         paper="Livingstone and Zanella 2022, arXiv 1908.11812",
         options=BarkerOptions,
@@ -223,7 +243,7 @@ SPECS = (
         "ghmc",
         build_ghmc,
         init_ghmc,
-        warmup_diagonal,
+        warmup_walk,
         summary="BlackJAX's generalised HMC, one leapfrog step with lasting momentum",
         paper="Horowitz 1991; Neal 2020, arXiv 2001.11950",
         options=GHMCOptions,
@@ -232,7 +252,7 @@ SPECS = (
         "rmh",
         build_rmh,
         _init(blackjax.additive_step_random_walk),
-        warmup_metric,
+        warmup_random_walk,
         summary="BlackJAX's random walk with an adapted covariance",
         paper="Haario, Saksman and Tamminen 2001",
         options=RMHOptions,

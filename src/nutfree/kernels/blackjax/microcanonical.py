@@ -14,10 +14,14 @@ from blackjax.mcmc.adjusted_mclmc_dynamic import make_random_trajectory_length_f
 from jax.flatten_util import ravel_pytree
 
 from nutfree.adaptation import AdaptationState, Warmup
+from nutfree.adaptation.pathfinder import pathfinder
+from nutfree.adaptation.window import DENSE_DIM
+from nutfree.dynamics.evaluation import flatten, select
+from nutfree.dynamics.preconditioning import matvec, root
 from nutfree.errors import MissingCapability
 from nutfree.kernels.blackjax.adapter import (
-    metric,
     metropolis_info,
+    on_unit_scale,
     pilot_warmup,
     register,
 )
@@ -55,8 +59,14 @@ def build_mclmc():
     step = blackjax.mclmc.build_kernel()
 
     def mclmc(rng_key, state, logdensity_fn, step_size, L, inverse_mass_matrix=1.0):
-        imm = metric(inverse_mass_matrix, state.position)
-        new, info = step(rng_key, state, logdensity_fn, imm, L, step_size)
+        momentum, unravel = ravel_pytree(state.momentum)
+        new, info = on_unit_scale(
+            lambda start, density: step(rng_key, start, density, 1.0, L, step_size),
+            state._replace(momentum=momentum),
+            logdensity_fn,
+            inverse_mass_matrix,
+        )
+        new = new._replace(momentum=unravel(new.momentum))
         failed = ~info.nonans
         count = jnp.asarray(GRADS_PER_STEP)
         return new, MCLMCInfo(info.energy_change, failed, count)
@@ -104,9 +114,16 @@ def build_adjusted():
     def adjusted_mclmc(
         rng_key, state, logdensity_fn, step_size, L, inverse_mass_matrix=1.0
     ):
-        imm = metric(inverse_mass_matrix, state.position)
         mean_steps = jnp.maximum(L / step_size, 1.0)
-        new, info = step(rng_key, state, logdensity_fn, step_size, imm, (mean_steps,))
+        new, info = on_unit_scale(
+            lambda start, density: step(
+                rng_key, start, density, step_size, 1.0, (mean_steps,)
+            ),
+            state,
+            logdensity_fn,
+            inverse_mass_matrix,
+        )
+        new = select(info.is_accepted, new, state)
         count = GRADS_PER_STEP * info.num_integration_steps
         return new, metropolis_info(info, num_grad_evals=count)
 
@@ -114,33 +131,41 @@ def build_adjusted():
 
 
 def _pilot(tune, init, rng_key, position, target) -> AdaptationState:
-    """Run BlackJAX's tuning on coordinates centred at `position`.
+    """Run BlackJAX's tuning from where Pathfinder ends, in its coordinates z.
 
-    Its variances are E[x^2] - E[x]^2 and would cancel in float32 far from the origin.
+    x = start + R z: BlackJAX's variances are E[z^2] - E[z]^2, and would cancel in
+    float32 far from the origin.
     """
-    x, unravel = ravel_pytree(position)
+    x, logdensity, unravel = flatten(position, target)
+    start_key, init_key, tune_key = jax.random.split(rng_key, 3)
+    dense = x.size <= DENSE_DIM
+    found, spent = pathfinder(start_key, logdensity, x, dense=dense)
+    x, factor = found.x, root(found.covariance)
 
-    def centred(z):
-        return target(unravel(x + z))
+    def standardised(z):
+        return logdensity(x + matvec(factor, z))
 
-    init_key, tune_key = jax.random.split(rng_key)
-    start = init(jnp.zeros_like(x), centred, init_key)
-    state, tuned, num_steps = tune(tune_key, start, centred)
+    start = init(jnp.zeros_like(x), standardised, init_key)
+    state, tuned, num_steps = tune(tune_key, start, standardised)
     default = jnp.sqrt(jnp.asarray(x.size, x.dtype))
 
     def sane(value, instead):
         value = jnp.asarray(value, x.dtype)
         return jnp.where(jnp.isfinite(value) & (value > 0), value, instead)
 
+    tuned_variances = sane(tuned.inverse_mass_matrix, jnp.ones_like(x))
     step_size = sane(tuned.step_size, 0.1 * default)
     params = {
         "step_size": step_size,
         "L": jnp.maximum(sane(tuned.L, default), step_size),
-        "inverse_mass_matrix": sane(tuned.inverse_mass_matrix, jnp.ones_like(x)),
+        "inverse_mass_matrix": factor * tuned_variances @ factor.T
+        if dense
+        else factor**2 * tuned_variances,
     }
     # and the gradient of the state to start from
-    count = GRADS_PER_STEP * jnp.asarray(num_steps) + 1
-    return AdaptationState(params, unravel(x + state.position), num_grad_evals=count)
+    count = spent[0] + GRADS_PER_STEP * jnp.asarray(num_steps) + 1
+    end = unravel(x + matvec(factor, state.position))
+    return AdaptationState(params, end, count, spent[1])
 
 
 def warmup_mclmc(*, num_tuning_steps: int = 3000) -> Warmup:

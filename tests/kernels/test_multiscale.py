@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpyro.diagnostics import effective_sample_size
+from scipy.stats import chisquare
 
 from nutfree.kernels.multiscale import SPEC
 from nutfree.report.evidence import pareto_k, pooled_bridge
@@ -120,3 +121,57 @@ def test_density_with_holes_never_yields_a_draw_in_one():
     )
     assert np.isfinite(states.logdensity).all()
     assert (np.abs(states.position[:, 0]) >= 0.3).all()
+
+
+NUM_RANKS = 15
+
+
+@pytest.mark.slow
+def test_ranks_of_the_truth_are_uniform_where_the_posterior_has_two_modes():
+    """Data on |x| alone leave its sign open, but for the prior. Chi-square at 1e-3."""
+
+    def rank(key):
+        truth_key, noise_key, chain_key = jax.random.split(key, 3)
+        mean, sd = jnp.array([0.5, 0.0]), jnp.array([2.0, 1.0])
+        truth = mean + sd * jax.random.normal(truth_key, (2,))
+        y = jnp.abs(truth[0]) + truth[1]
+        y = y + 0.3 * jax.random.normal(noise_key, (4,))
+
+        def density(x):
+            prior = -0.5 * jnp.sum(((x - mean) / sd) ** 2)
+            residual = (y - jnp.abs(x[0]) - x[1]) / 0.3
+            return prior - 0.5 * jnp.sum(residual**2)
+
+        target = Target(density, position=jnp.array([0.1, 0.0]))
+        kernel = SPEC.build_kernel()
+        warmup = SPEC.warmup(
+            num_starts=16, num_first_steps=10, num_descent_steps=20, num_modes=4
+        )
+        pilot_key, warmup_key, draw_key = jax.random.split(chain_key, 3)
+        adapt = warmup.init(pilot_key, target.position, target, 100)
+        state = SPEC.init(adapt.position, target)
+
+        def tune(carry, key):
+            adapt, state = carry
+            state, info = kernel(key, state, target, **adapt.params)
+            return (warmup.update(adapt, state, info), state), None
+
+        keys = jax.random.split(warmup_key, 100)
+        (adapt, state), _ = jax.lax.scan(tune, (adapt, state), keys)
+        params = warmup.final(adapt)
+
+        def thinned(state, key):
+            def step(i, state):
+                return kernel(jax.random.fold_in(key, i), state, target, **params)[0]
+
+            state = jax.lax.fori_loop(0, 8, step, state)
+            return state, state.position
+
+        keys = jax.random.split(draw_key, NUM_RANKS)
+        draws = jax.lax.scan(thinned, state, keys)[1]
+        return jnp.sum(draws < truth, axis=0)
+
+    ranks = jax.jit(jax.vmap(rank))(jax.random.split(jax.random.key(5), 800))
+    for values in np.asarray(ranks).T:
+        counts = np.bincount(values, minlength=NUM_RANKS + 1)
+        assert chisquare(counts).pvalue > 1e-3, counts

@@ -1,7 +1,7 @@
 """What every registered kernel promises, whatever it does.
 
-A new kernel is tested here from the day it is listed. BlackJAX's kernels share one
-adapter, so the quick suite runs the longer tests on two of them only.
+A new kernel is tested here from the day it is listed. Where kernels share their loop
+and their warm-up, the quick suite runs the longer tests on one of them.
 """
 
 from dataclasses import replace
@@ -19,11 +19,15 @@ from nutfree.hosts.blackjax import api
 from tests.targets import TEMPLATES, gaussian_target, templates_for
 
 SPECS = {n: s for n, s in registry.specs().items() if s.mcmc_kernel is None}
+#: Those of BlackJAX's that stand for all behind their adapter.
 QUICK = {"blackjax.nuts", "blackjax.sgld"}
+#: Those that share their loop and their warm-up with sgld, multalmc or rbmumla.
+TWINS = {"psgld", "sghmc", "sgbaoab", "sgnht", "csgld", "multcdiff", "myula"}
 
 
 def _marked(name: str, *rest):
-    slow = SPECS[name].family == "blackjax" and name not in QUICK
+    wrapped = SPECS[name].family == "blackjax" and name not in QUICK
+    slow = wrapped or name in TWINS
     return pytest.param(name, *rest, marks=[pytest.mark.slow] if slow else [])
 
 

@@ -25,9 +25,10 @@ from nutfree.dynamics.preconditioning import matvec, root, transpose
 from nutfree.dynamics.rows import check_sampling, require_fixed_rows, row_shares
 from nutfree.dynamics.stochastic import Dynamics, row_sampler
 
-#: Positions at which the rows' gradients are compared for importance sampling, and
-#: numbers of one block of them.
+#: Positions at which the rows' gradients are compared for importance sampling.
 IMPORTANCE_DRAWS = 4
+#: Numbers of a block of rows' gradients that are in memory at once.
+MAX_NUMBERS = 2**20
 
 
 def _as_found(mode: Laplace, position, noise=None):
@@ -164,7 +165,7 @@ def _importance(minibatch, pairs, relative: bool, whiten, count):
     at a centre, over `(x, centre)` pairs; shape `(N,)`."""
     num_data = minibatch.num_data
     dim = pairs[0][0].shape[0]
-    size = max(1, min(num_data, BLOCK_SIZE, 2**20 // dim))
+    size = max(1, min(num_data, BLOCK_SIZE, MAX_NUMBERS // dim))
     num_blocks = -(-num_data // size)
 
     def block(start):

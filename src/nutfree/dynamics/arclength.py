@@ -19,6 +19,7 @@ import numpy as np
 from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import ExpTransform
 
+from nutfree.dynamics.mirror import Barrier, mirror_for
 from nutfree.target import Position, Split
 
 #: Below, log(softplus(s)) is its series, because exp(s) loses digits.
@@ -29,6 +30,8 @@ def on_half_line(position: Position, split: Split) -> np.ndarray:
     """Which coordinates of the flat position are logs of distances, `(d,)` bools."""
 
     def is_log(name) -> bool:
+        if not isinstance(mirror_for(split.supports[name]), Barrier):
+            return False
         transform = biject_to(split.supports[name])
         transform = getattr(transform, "base_transform", transform)
         first = getattr(transform, "parts", [transform])[0]

@@ -153,5 +153,7 @@ SPEC = KernelSpec(
     needs=("split",),
     guarantee="biased",
     bias="of order step_size, and of the smoothing lambda = smoothing * step_size: a "
-    "smaller step_size reduces both; the kernel Stein discrepancy shows it",
+    "smaller step_size reduces both; the kernel Stein discrepancy shows it. Where the "
+    "gradient on the sampling space grows faster than linearly, as of very small shares "
+    "of a simplex, the chain can run away, which divergences show",
 )

@@ -154,6 +154,6 @@ SPEC = KernelSpec(
     guarantee="biased",
     bias="of order step_size, and of the smoothing lambda = smoothing * step_size: a "
     "smaller step_size reduces both; the kernel Stein discrepancy shows it. Where the "
-    "gradient on the sampling space grows faster than linearly, as of very small shares "
+    "gradient on the sampling space grows faster than linearly, as of small shares "
     "of a simplex, the chain can run away, which divergences show",
 )

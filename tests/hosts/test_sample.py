@@ -103,7 +103,8 @@ def test_tree_has_the_draws_and_what_they_cost():
     assert tree["posterior"]["beta"].shape == (2, 40, 2)
     attrs = tree["sample_stats"].attrs
     assert attrs["kernel"] == "mala"
-    assert attrs["num_grad_evals"] == 2 * 70
+    # 70 transitions of two chains, and their pilots
+    assert 2 * 70 < attrs["num_grad_evals"] < 2 * 70 + 2 * 200
     assert attrs["seconds"] > 0
 
 

@@ -29,6 +29,9 @@ NUM_DRAWS = 8
 #: a narrow valley it is long before it gains again.
 MAX_STEPS = 100
 PATIENCE = 15
+#: By how much a bound must be larger to count: two that differ by rounding alone are
+#: the same Gaussian, and the choice must not depend on how a program is compiled.
+MARGIN = 0.1
 
 
 class Start(NamedTuple):
@@ -103,7 +106,7 @@ def pathfinder(
             usable = is_finite(jnp.linalg.cholesky(covariance))
         found = Start(draws[chosen], covariance, jnp.mean(log_ratio))
         better = is_finite(found) & usable
-        better &= found.bound > seen.best.bound
+        better &= found.bound > seen.best.bound + MARGIN
         best = select(better, found, seen.best)
         return (_Seen(best, alpha, steps, turns, key), num_densities), count
 

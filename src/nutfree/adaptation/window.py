@@ -46,7 +46,8 @@ def window_warmup(
             None for a matrix up to d = `DENSE_DIM`.
         walk: longer windows, for a kernel whose draws are much correlated.
         pilot: Pathfinder by "gradients" or by "differences" gives the start and the
-            first covariance; None for the host's position.
+            first covariance; None for the host's position, which is also kept where
+            there is no warm-up.
     """
     da_init, da_update, da_final = dual_averaging_adaptation(target_acceptance_rate)
 
@@ -59,7 +60,9 @@ def window_warmup(
             found, counts = pathfinder(
                 rng_key, logdensity, x, dense=dense, differences=pilot == "differences"
             )
-            x, covariance = found.x, found.covariance
+            covariance = found.covariance
+            # without warm-up a chain goes on from where the user has put it
+            x = found.x if num_steps else x
         else:
             covariance = mass_matrix.inverse_mass_matrix
         mass_matrix = mass_matrix._replace(inverse_mass_matrix=covariance)

@@ -24,6 +24,9 @@ DENSE_DIM = 100
 CURVATURE_ROWS = 2**15
 #: Steps in a row of hardly any gain after which a climb ends.
 PATIENCE = 5
+#: A step of which the gradient promises less than this part of the least gain that
+#: counts stands for `PATIENCE` of them.
+AT_REST = 1e-4
 #: Distance from the mode, in sds, at which passes over rows on disk end, and passes.
 NEAR = 0.01
 MAX_PASSES = 40
@@ -97,7 +100,7 @@ def climb(
     cost: float = 1.0,
     max_linesearch_steps: int = 15,
 ) -> tuple[jax.Array, jax.Array, Any, Any]:
-    """`maximise`, showing every step that it takes to `visit`.
+    """`maximise`, showing every step that is not at rest to `visit`.
 
     Args:
         visit: `(seen, old, new, count) -> (seen, count)`; old and new are pairs of a
@@ -124,14 +127,21 @@ def climb(
         value_new, gradient_new, taken = line.value, line.grad, line.info
         x_new = x + updates
         ok = is_finite(x_new, value_new, gradient_new)
-        idle = jnp.where(value - value_new > tolerance, 0, idle + 1)
+        # at rest: a search that finds nothing costs the most, and rounding leads it
+        at_rest = jnp.abs(jnp.dot(x_new - x, gradient)) < AT_REST * tolerance
+        idle = jnp.where(at_rest, idle + PATIENCE, idle + 1)
+        idle = jnp.where(value - value_new > tolerance, 0, idle)
         old, new = (
             (x, value, gradient, state),
             (x_new, value_new, gradient_new, state_new),
         )
         count = count + cost * taken.num_linesearch_steps
-        after, count = visit(seen, (x, -gradient), (x_new, -gradient_new), count)
-        kept, seen = select(ok, (new, after), (old, seen))
+        seen, count = jax.lax.cond(
+            ok & ~at_rest,
+            lambda: visit(seen, (x, -gradient), (x_new, -gradient_new), count),
+            lambda: (seen, count),
+        )
+        kept = select(ok, new, old)
         return (*kept, jnp.where(ok, idle, patience), num_steps + 1, count, seen)
 
     def going(carry):

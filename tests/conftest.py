@@ -1,5 +1,6 @@
 """Settings of the whole suite: two host devices, a shared compilation cache."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -8,8 +9,22 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
+import pytest
 
 jax.config.update(
     "jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache")
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+#: Linux gives a process 65,530 memory maps; compiled programs take some each, and the
+#: compiler crashes when none is left.
+MAX_MAPS = 25_000
+
+
+@pytest.fixture(autouse=True)
+def _few_compiled_programs():
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MAX_MAPS:
+        jax.clear_caches()
+        gc.collect()

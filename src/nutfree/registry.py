@@ -327,7 +327,9 @@ def options_table(spec: KernelSpec) -> pandas.DataFrame:
     if spec.exact_form is not None:
         what = f"draw with the exact kernel '{spec.exact_form}', and with its options"
         rows.append(("exact", False, what))
-    return pd.DataFrame(rows, columns=["option", "default", "help"]).set_index("option")
+    # as objects: pandas would make NaN of a default that is None
+    table = pd.DataFrame(rows, columns=["option", "default", "help"], dtype=object)
+    return table.set_index("option")
 
 
 def documentation() -> str:

@@ -347,8 +347,8 @@ def documentation() -> str:
         table = options_table(s)
         if len(table):
             lines += ["", _row(("option", "default", "what it is")), _row(["---"] * 3)]
-            for name, row in table.iterrows():
-                lines.append(_row((f"`{name}`", row["default"], row["help"])))
+            for name, default, help in table.itertuples():
+                lines.append(_row((f"`{name}`", default, help)))
     return "\n".join(lines) + "\n"
 
 

@@ -11,6 +11,7 @@ from nutfree.report.discrepancies import (
     find_modes,
     kernel_stein_discrepancy,
     mode_weights,
+    score_moments,
     total_variation,
 )
 
@@ -39,6 +40,34 @@ def test_exact_draws_stay_below_the_floor_nineteen_times_in_twenty():
 )
 def test_shifted_inflated_and_shrunken_draws_rise_above_the_floor(dim, spoil):
     assert kernel_stein_discrepancy(spoil(normal(1, 1000, dim)), gaussian).ratio > 1.1
+
+
+def test_score_moments_of_exact_draws_are_within_their_errors():
+    # 200 repeats of 40 moments at |z| > 5: t tails of 200 draws give 1 % in all
+    worst = [
+        score_moments(x, -x).worst for s in range(200) for x in [normal(s, 200, 20)]
+    ]
+    assert max(worst) < 5
+
+
+@pytest.mark.parametrize("dim", [1, 20, 200])
+@pytest.mark.parametrize(
+    "spoil", [lambda x: x + 0.3, lambda x: 1.25 * x, lambda x: 0.8 * x]
+)
+def test_score_moments_see_location_and_scale_in_any_dimension(dim, spoil):
+    x = normal(2, 1000, dim)
+    x[:, 0] = spoil(x[:, 0])
+    found = score_moments(x, -x)
+    assert max(abs(found.location[0]), abs(found.scale[0])) > 5
+    others = np.abs(np.concatenate([found.location[1:], found.scale[1:]]))
+    assert others.max(initial=0) < 5
+
+
+def test_score_moments_know_correlated_coordinates_and_units():
+    root = np.tril(normal(0, 5, 5)) * np.logspace(-3, 3, 5)[:, None]
+    z = normal(3, 1000, 5)
+    x, s = z @ root.T, -z @ np.linalg.inv(root)
+    assert score_moments(x, s).worst < 5 < score_moments(1.25 * x, 1.25 * s).worst
 
 
 def test_units_do_not_matter():

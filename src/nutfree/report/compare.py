@@ -35,6 +35,7 @@ COLUMNS = (
     "ess_per_second",
     "ksd",
     "ksd_floor",
+    "score_z",
     "mode_tv",
     "mode_tv_floor",
     "pareto_k",

@@ -1,15 +1,18 @@
 """Discrepancies that judge draws without a reference sample.
 
 R-hat and ESS compare chains with each other, so a discretisation that shifts every
-chain alike, or a mode that no chain visits, leaves them perfect. Two numbers here look
-elsewhere, and each comes with its Monte-Carlo floor, the value that exact draws of the
-same size stay below nineteen times in twenty:
+chain alike, or a mode that no chain visits, leaves them perfect. Three numbers here
+look elsewhere; the first and the last come with their Monte-Carlo floor, the value that
+exact draws of the same size stay below nineteen times in twenty:
 
 - the kernel Stein discrepancy asks whether the draws agree with the *score* of the
-  posterior. It sees wrong scales and shifts inside a mode; it is nearly blind to the
-  weights of modes far apart, whose score does not depend on them.
+  posterior. It sees any wrong shape inside a mode, less and less of it as the dimension
+  grows; it is nearly blind to the weights of modes far apart, whose score does not
+  depend on them.
+- the score moments ask the same of each coordinate's location and scale alone. They
+  lose nothing with the dimension, and see nothing else.
 - the agreement of mode weights asks whether independent chains give each mode the same
-  share of their draws. It sees what the first cannot, and nothing else.
+  share of their draws. It sees what the others cannot, and nothing else.
 
 Everything is summed in float64 on the host, so float32 draws and scores are safe.
 """
@@ -21,6 +24,7 @@ import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from nutfree.report.modes import (
     ModeAgreement,
@@ -38,6 +42,7 @@ __all__ = [
     "find_modes",
     "kernel_stein_discrepancy",
     "mode_weights",
+    "score_moments",
     "scores",
     "thin",
     "total_variation",
@@ -185,6 +190,72 @@ def kernel_stein_discrepancy(
     ksd = np.sqrt(max(total, 0.0)) / n
     floor = np.sqrt(max(np.quantile(null, 0.95), 0.0)) / n
     return SteinDiscrepancy(float(ksd), float(floor), n, dropped)
+
+
+class ScoreMoments(NamedTuple):
+    """How far moments that involve the score are from their known values."""
+
+    location: NDArray
+    """Mean of the score, zero under the target, in standard errors; shape ``(d,)``."""
+    scale: NDArray
+    """Mean of ``(x − mean) s``, −1 under the target, in standard errors; ``(d,)``."""
+
+    @property
+    def worst(self) -> float:
+        """The largest of all, without its sign."""
+        both = np.abs(np.concatenate([self.location, self.scale]))
+        return float(np.max(both, initial=0.0))
+
+
+def score_moments(draws: ArrayLike, scores: ArrayLike) -> ScoreMoments:
+    r"""Check each coordinate's location and scale against the score.
+
+    Under the target, :math:`E[s_j] = 0` and :math:`E[(x_j - E x_j) s_j] = -1`: Stein's
+    identity for a constant and for a linear function. In draws that are a times too
+    wide, the second is :math:`-a^2`.
+
+    Args:
+        draws: array ``(n, d)``, nearly independent: thin a chain to about its
+            effective sample size first. Rows that are not finite are left out.
+        scores: array ``(n, d)``, the gradient of the log density at each.
+
+    Returns:
+        A :class:`ScoreMoments`; NaN where fewer than three rows are finite.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).normal(size=(400, 2))
+        >>> bool(score_moments(x, -x).worst < 4)
+        True
+        >>> bool(score_moments(1.3 * x, -1.3 * x).worst > 4)
+        True
+    """
+    x, s = np.asarray(draws, np.float64), np.asarray(scores, np.float64)
+    if x.shape != s.shape or x.ndim != 2:
+        raise ValueError(f"draws {x.shape} and scores {s.shape} must be one (n, d)")
+    finite = np.isfinite(x).all(1) & np.isfinite(s).all(1)
+    x, s = x[finite], s[finite]
+    if len(x) < 3:
+        nothing = np.full(x.shape[1], np.nan)
+        return ScoreMoments(nothing, nothing)
+
+    def mean_and_error(terms: NDArray) -> tuple[NDArray, NDArray]:
+        error = terms.std(0, ddof=1) / np.sqrt(len(terms))
+        return terms.mean(0), np.maximum(error, np.finfo(float).tiny)
+
+    mean, error = mean_and_error(s)
+    location = mean / error
+    mean, error = mean_and_error(-(x - x.mean(0)) * s)
+    # of the logarithm, whose error depends less on the value; where it has none, plain
+    positive = np.where(mean > 0, mean, 1.0)
+    scale = np.where(mean > 0, np.log(positive) * positive, mean - 1.0) / error
+    return ScoreMoments(_normal(location, len(x)), _normal(-scale, len(x)))
+
+
+def _normal(studentised: NDArray, n: int) -> NDArray:
+    """Normal quantiles of t statistics of n draws."""
+    tail = np.maximum(stats.t.sf(np.abs(studentised), n - 1), 1e-300)
+    return np.sign(studentised) * stats.norm.isf(tail)
 
 
 def entropic_w2(x: ArrayLike, y: ArrayLike, *, epsilon: float | None = None) -> float:

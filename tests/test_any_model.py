@@ -12,6 +12,8 @@ import nutfree as nf
 from nutfree import registry
 from nutfree.frontends.numpyro import model_target
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 NAMES = [n for n, s in registry.specs().items() if s.mcmc_kernel is None]
 
 

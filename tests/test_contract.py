@@ -18,6 +18,8 @@ from nutfree import registry
 from nutfree.hosts.blackjax import api
 from tests.targets import TEMPLATES, gaussian_target, templates_for
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 SPECS = {n: s for n, s in registry.specs().items() if s.mcmc_kernel is None}
 #: Those of BlackJAX's that stand for all behind their adapter.
 QUICK = {"blackjax.nuts", "blackjax.sgld"}
@@ -184,10 +186,12 @@ def test_evaluation_counts_equal_an_independent_counter(name):
         # with the position as argument, it is called for every member of a batch
         jax.debug.callback(bump, position)
 
+    # the pilot's evaluations are not those of transitions
+    state = nf.kernel(name, gaussian_target(TEMPLATES["dict"]())).init(
+        jax.random.key(0), 2, None, (), {}
+    )
     target = gaussian_target(TEMPLATES["dict"](), probe)
-    kernel = nf.kernel(name, target)
-    state = kernel.init(jax.random.key(0), 2, None, (), {})
-    params = state.adapt_state.params
+    kernel, params = nf.kernel(name, target), state.adapt_state.params
     step = jax.jit(lambda key, inner: kernel._kernel(key, inner, target, **params))
     inner, _ = step(jax.random.key(1), state.kernel_state)
     jax.effects_barrier()

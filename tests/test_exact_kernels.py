@@ -24,7 +24,7 @@ CHAINS = [
     if spec.guarantee == "exact" and spec.draws == "chain" and spec.mcmc_kernel is None
 ]
 #: A Gaussian prior on the sampling space is more than these posteriors have.
-EVERYWHERE = [name for name in CHAINS if not SPECS[name].needs]
+EVERYWHERE = [name for name in CHAINS if "prior" not in SPECS[name].needs]
 #: Transitions between two draws: random walks mix slowly.
 THINNING = {"blackjax.rmh": 40, "mala": 10, "blackjax.mala": 10, "blackjax.barker": 10}
 

@@ -31,32 +31,47 @@ THINNING = {"blackjax.rmh": 40, "mala": 10, "blackjax.mala": 10, "blackjax.barke
 NUM_RANKS = 15
 
 
-def calibration_model(y=None):
+def smooth(y=None):
     """Three observations only, so that the posterior is far from its likelihood."""
     mu = numpyro.sample("mu", dist.Normal(0, 2))
-    log_sigma = numpyro.sample("log_sigma", dist.Normal(0, 0.5))
+    log_sigma = numpyro.sample("sigma", dist.Normal(0, 0.5))
     with numpyro.plate("data", 3):
         return numpyro.sample("y", dist.Normal(mu, jnp.exp(log_sigma)), obs=y)
 
 
-FRONTEND = analyse(calibration_model, (np.zeros(3),))
+def nonsmooth(y=None):
+    """The same with a Laplace prior and a bounded scale, for kernels with a split."""
+    mu = numpyro.sample("mu", dist.Laplace(0, 2))
+    sigma = numpyro.sample("sigma", dist.LogNormal(0, 0.5))
+    with numpyro.plate("data", 3):
+        return numpyro.sample("y", dist.Normal(mu, sigma), obs=y)
+
+
+SMOOTH, NONSMOOTH = (analyse(model, (np.zeros(3),)) for model in (smooth, nonsmooth))
 # of any data; built here, where elliptical slice sampling can look at its numbers
-PRIOR = FRONTEND.build((np.zeros(3),)).prior
+PRIOR = SMOOTH.build((np.zeros(3),)).prior
 
 
 def rank(name, key):
-    """Ranks of the true parameters among thinned draws of their posterior."""
+    """Ranks of the true parameters among thinned draws of their posterior.
+
+    On the sampling space, where sigma is its logarithm under both priors.
+    """
     prior_key, data_key, chain_key, start_key, pilot_key = jax.random.split(key, 5)
     truth_keys = jax.random.split(prior_key)
+    split = "split" in SPECS[name].needs
+    law = jax.random.laplace if split else jax.random.normal
     truth = {
-        "mu": 2 * jax.random.normal(truth_keys[0]),
-        "log_sigma": 0.5 * jax.random.normal(truth_keys[1]),
+        "mu": 2 * law(truth_keys[0]),
+        "sigma": 0.5 * jax.random.normal(truth_keys[1]),
     }
-    noise = jnp.exp(truth["log_sigma"]) * jax.random.normal(data_key, (3,))
-    target = replace(FRONTEND.build((truth["mu"] + noise,)), prior=PRIOR)
+    noise = jnp.exp(truth["sigma"]) * jax.random.normal(data_key, (3,))
+    target = (NONSMOOTH if split else SMOOTH).build((truth["mu"] + noise,))
+    if not split:
+        target = replace(target, prior=PRIOR)
     kernel = nf.kernel(name, target)
     kernel._num_warmup = 200
-    start = {"mu": jnp.asarray(0.0), "log_sigma": jnp.asarray(0.0)}
+    start = {"mu": jnp.asarray(0.0), "sigma": jnp.asarray(0.0)}
     state = kernel._begin(target, chain_key, start_key, pilot_key, start)
 
     def thinned(length):

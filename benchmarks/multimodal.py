@@ -1,108 +1,190 @@
-"""Multimodal: mode weights' total variation, with its floor, and gradients per draw.
+"""Multimodal: weights of the modes, shape, evidence, and gradients, at equal gradients.
 
-Forty Gaussians, whose weights are known, and the galaxies mixture, whose K! labellings
-weigh the same. `tv / floor` at most 1.2 is as good as exact independent draws; the
-goal is that with at most half of tempered SMC's gradients. Gradients are counted from
-the start, pilots and warm-up included.
+Every sampler gets the same number of gradients over four chains, pilots and warm-up
+included, and makes of it as many draws as it can; at most 8,000 of them, evenly
+thinned, are judged. `tv / floor` and `W2 / floor` up to 1.2 are as good as exact draws
+of that number. An effective draw is one by the bulk ESS, over all chains, of the worst
+mode; a mode that should have ten draws and has none makes them zero. The evidence is of
+those samplers that estimate one and those targets that have a known one.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import permutations
-from math import factorial
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pandas as pd
 
-import models
-from benchmarks.common import gradients, sample, tv_floor
-from nutfree.report import total_variation
+import nutfree as nf
+from benchmarks.common import gradients, sample
+from benchmarks.modes import (
+    Multimodal,
+    eight_gaussians,
+    funnel,
+    galaxies,
+    many_well,
+    mixture,
+    rings,
+    student_mixture,
+)
+from benchmarks.tempering import ladder, parallel_tempering
+from nutfree.report import entropic_w2, total_variation
+from nutfree.report.modes import thin
 
-KERNELS = ("multiscale", "clc", "blackjax.tempered_smc", "nuts")
-
-
-@dataclass(frozen=True)
-class Multimodal:
-    """A posterior, what its modes weigh, and the weights that draws give them."""
-
-    model: Callable
-    data: dict
-    weights: np.ndarray
-    weigh: Callable
-
-
-def mixture(dim: int, unequal: bool = False) -> Multimodal:
-    zoo = models.load("gaussian_mixture_40")
-    data = zoo.data(dim=dim, unequal=unequal)
-
-    def weigh(posterior):
-        draws = posterior["x"].values.reshape(-1, dim)
-        return zoo.mode_weights(draws, **data)
-
-    return Multimodal(zoo.model, data, data["weights"], weigh)
+OURS = ("multiscale", "multalmc", "multcdiff", "clc")
+PEERS = ("blackjax.tempered_smc", "parallel tempering", "nuts")
+NUM_CHAINS, MAX_DRAWS = 4, 2000
 
 
-def labelling_weights(mu: np.ndarray) -> np.ndarray:
-    """Share of the draws `(n, K)` that put the components in each order."""
-    orders = [tuple(row) for row in np.argsort(mu, axis=1)]
-    every = permutations(range(mu.shape[1]))
-    return np.array([orders.count(order) for order in every]) / len(orders)
+class Run(NamedTuple):
+    """Draws by site `(chains, draws, ...)`, gradients, and log evidence or NaN."""
+
+    draws: dict[str, np.ndarray]
+    gradients: float
+    log_evidence: float
 
 
-def galaxies() -> Multimodal:
-    zoo = models.load("galaxies")
-    count = factorial(3)
-
-    def weigh(posterior):
-        return labelling_weights(posterior["mu"].values.reshape(-1, 3))
-
-    return Multimodal(zoo.model, zoo.data(), np.full(count, 1 / count), weigh)
-
-
-def run(quick: bool) -> pd.DataFrame:
-    targets = {
-        "40 Gaussians, d = 2": mixture(2),
-        "40 Gaussians, d = 10": mixture(10),
-        "galaxies": galaxies(),
+def targets(quick: bool) -> dict[str, Multimodal]:
+    if quick:
+        return {
+            "40 Gaussians, d = 10": mixture(10),
+            "40 unequal Gaussians, d = 10": mixture(10, unequal=True),
+            "galaxies, K = 3": galaxies(3),
+        }
+    found = {}
+    for seed in range(3):
+        for dim in (2, 10, 50):
+            of = f"d = {dim}, seed {seed}"
+            found[f"40 Gaussians, {of}"] = mixture(dim, seed=seed)
+            found[f"40 unequal Gaussians, {of}"] = mixture(dim, unequal=True, seed=seed)
+    return found | {
+        "8 Gaussians": eight_gaussians(),
+        "rings": rings(),
+        "funnel, d = 10": funnel(),
+        "many wells, d = 32": many_well(),
+        "Student mixture, d = 10": student_mixture(),
+        "galaxies, K = 3": galaxies(3),
+        "galaxies, K = 4": galaxies(4),
     }
-    if not quick:
-        targets["40 Gaussians, d = 50"] = mixture(50)
-        targets["40 Gaussians, unequal, d = 10"] = mixture(10, unequal=True)
-    num_samples = 300 if quick else 2000
+
+
+def run_kernel(name: str, target: Multimodal, budget: float, first: int) -> Run:
+    """A run of `first` draws tells the cost of one; the second has the budget."""
+
+    def attempt(num_draws: int):
+        thinning = -(-num_draws // MAX_DRAWS)
+        settings: dict[str, Any] = {"num_samples": num_draws, "thinning": thinning}
+        if "smc" in name:  # its particles are its draws
+            settings = {"num_samples": num_draws, "options": {}}
+            settings["options"]["num_particles"] = num_draws
+        return sample(
+            name,
+            target.model,
+            target.data,
+            num_warmup=500,
+            num_chains=NUM_CHAINS,
+            **settings,
+        )
+
+    tree = attempt(first)
+    before = gradients(tree) - gradients(tree, warmup=False)
+    if "smc" in name:
+        before = 0.0
+    each = (gradients(tree) - before) / (NUM_CHAINS * first)
+    affordable = int((budget - before) / (NUM_CHAINS * each))
+    if affordable > 1.5 * first:
+        tree = attempt(affordable)
+    posterior = tree["posterior"]
+    draws = {target.site: posterior[target.site].values}
+    evidence = float(posterior.attrs.get("log_evidence", np.nan))
+    return Run(draws, gradients(tree), evidence)
+
+
+def run_tempering(target: Multimodal, budget: float) -> Run:
+    """A fifth of the budget is warm-up."""
+    posterior = nf.model_target(target.model, kwargs=target.data)
+    dim = sum(np.size(leaf) for leaf in jax.tree.leaves(posterior.position))
+    levels = ladder(target.spread, dim)
+    steps = int(budget / (NUM_CHAINS * 6 * (len(levels) - 1)))
+    num_samples = 4 * steps // 5
+    thinning = -(-num_samples // MAX_DRAWS)
+    found = parallel_tempering(
+        posterior,
+        levels,
+        num_warmup=steps // 5,
+        num_samples=num_samples // thinning,
+        thinning=thinning,
+        num_chains=NUM_CHAINS,
+    )
+    return Run({target.site: found.draws[target.site]}, found.gradients, np.nan)
+
+
+def effective_draws(parts: np.ndarray, weights: np.ndarray) -> float:
+    """Bulk ESS of the worst part, from memberships `(chains, draws, parts)`."""
+    from arviz_stats.base import array_stats
+
+    count = parts.shape[0] * parts.shape[1]
+    found = []
+    for k, weight in enumerate(weights / weights.sum()):
+        if count * weight < 10:
+            continue
+        if np.ptp(parts[..., k]) == 0:
+            return 0.0
+        found.append(
+            array_stats.ess(
+                parts[..., k], chain_axis=0, draw_axis=1, method="mean"
+            ).item()
+        )
+    return float(np.min(found))
+
+
+def judge(target: Multimodal, run: Run, exact: list) -> dict[str, float]:
+    """Figures of a run; `exact` holds two exact samples, or is empty."""
+    flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in run.draws.items()}
+    shape = next(iter(run.draws.values())).shape[:2]
+    parts = target.assign(flat)
+    share, count = parts.mean(0), len(parts)
+    tv, floor = total_variation(share, target.weights), target.tv_floor(count)
+    ess = effective_draws(parts.reshape(*shape, -1), target.weights)
+    figures = {
+        "tv": tv,
+        "tv / floor": tv / floor,
+        "missed": int((share < target.weights / 20).sum()),
+        "W2 / floor": np.nan,
+        "log Z error": np.nan,
+        "gradients": run.gradients,
+        "per draw": run.gradients / count,
+        "per effective draw": run.gradients / ess if ess else np.inf,
+    }
+    if exact:
+        draws = thin(flat[target.site], len(exact[0]))
+        w2_floor = entropic_w2(exact[0], exact[1])
+        figures["W2 / floor"] = entropic_w2(draws, exact[0]) / w2_floor
+    if target.log_evidence is not None:
+        figures["log Z error"] = run.log_evidence - target.log_evidence
+    return figures
+
+
+def run(quick: bool, only: str = "") -> pd.DataFrame:
+    budget = 1e6 if quick else 4e6
+    names = ("multiscale", "multalmc", *PEERS) if quick else (*OURS, *PEERS)
     rows = []
-    for label, target in targets.items():
-        for name in KERNELS:
-            # every particle becomes a draw, so that none is paid for in vain
-            smc = {"num_particles": num_samples} if "smc" in name else {}
-            tree = sample(
-                name,
-                target.model,
-                target.data,
-                num_warmup=100 if quick else 500,
-                num_samples=num_samples,
-                num_chains=4,
-                options=smc,
-            )
-            posterior = tree["posterior"]
-            draws = posterior.sizes["chain"] * posterior.sizes["draw"]
-            weights = target.weigh(posterior)
-            tv = total_variation(weights, target.weights)
-            floor = tv_floor(target.weights, draws)
-            rows.append(
-                {
-                    "target": label,
-                    "kernel": name,
-                    "tv": tv,
-                    "floor": floor,
-                    "tv / floor": tv / floor,
-                    "modes missed": int((weights < target.weights / 20).sum()),
-                    "gradients per draw": gradients(tree) / draws,
-                    "s": tree["sample_stats"].attrs["seconds"],
-                }
-            )
+    for label, target in targets(quick).items():
+        if only not in label:
+            continue
+        rng, exact = np.random.default_rng(0), []
+        if target.exact is not None:
+            size = 500 if quick else 1000
+            exact = [target.exact(rng, size)[target.site] for _ in range(2)]
+        for name in names:
+            if name == "parallel tempering":
+                found = run_tempering(target, budget)
+            else:
+                found = run_kernel(name, target, budget, first=200)
+            figures = judge(target, found, exact)
+            rows.append({"target": label, "sampler": name, **figures})
+            print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
-    peer = table[table["kernel"] == "blackjax.tempered_smc"]
-    peer = peer.set_index("target")["gradients per draw"]
-    cost = table["gradients per draw"] / table["target"].map(peer)
-    table.insert(len(table.columns) - 1, "gradients / SMC", cost)
-    return table
+    peers = table[table["sampler"].isin(PEERS)]
+    best = peers.groupby("target")["per effective draw"].min()
+    ratio = table["per effective draw"] / table["target"].map(best)
+    return table.assign(**{"/ best peer": ratio})

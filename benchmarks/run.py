@@ -17,6 +17,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=(*NAMES, "all"))
     parser.add_argument("--quick", action="store_true", help="smaller, in minutes")
+    parser.add_argument(
+        "--only", default="", help="those targets of `multimodal` that have this text"
+    )
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))  # `models` and `benchmarks` are not installed
     from benchmarks.common import show, stopwatch
@@ -24,7 +27,8 @@ def main() -> None:
     for name in NAMES if options.name == "all" else (options.name,):
         module = import_module(f"benchmarks.{name}")
         with stopwatch() as watch:
-            table = module.run(options.quick)
+            only = {"only": options.only} if name == "multimodal" else {}
+            table = module.run(options.quick, **only)
         show(module.__doc__, table, watch.seconds)
 
 

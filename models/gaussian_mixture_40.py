@@ -44,13 +44,25 @@ def data(
     return {"means": means, "scales": scales, "weights": weights}
 
 
-def exact_draws(seed: int, num_draws: int, **options) -> np.ndarray:
-    """Independent draws of ``x``, one a row; ``options`` are those of `data`."""
+def exact_draws(seed: int, num_draws: int, /, **options) -> np.ndarray:
+    """Independent draws of ``x``, one a row; ``options`` are those of `data`, whose
+    own ``seed`` is that of the target."""
     target = data(**options)
     rng = np.random.default_rng(seed)
     mode = rng.choice(len(target["weights"]), size=num_draws, p=target["weights"])
     means, scales = target["means"][mode], target["scales"][mode, None]
     return means + scales * rng.standard_normal(means.shape)
+
+
+def responsibilities(draws, means, scales, weights) -> np.ndarray:
+    """Probability that each component made each of ``draws`` (num_draws, dim)."""
+    draws = np.asarray(draws, dtype=float)
+    # |x - mean|^2 expanded: no array of num_draws x num_components x dim
+    squares = (
+        (draws**2).sum(1)[:, None] - 2 * draws @ means.T + (means**2).sum(1)[None, :]
+    )
+    log_density = -squares / (2 * scales**2) - means.shape[1] * np.log(scales)
+    return softmax(np.log(weights) + log_density, axis=1)
 
 
 def mode_weights(draws, means, scales, weights) -> np.ndarray:
@@ -60,10 +72,4 @@ def mode_weights(draws, means, scales, weights) -> np.ndarray:
     made it, so that for draws from the mixture the expected answer is ``weights``, even
     where components overlap.
     """
-    draws = np.asarray(draws, dtype=float)
-    # |x - mean|^2 expanded: no array of num_draws x num_components x dim
-    squares = (
-        (draws**2).sum(1)[:, None] - 2 * draws @ means.T + (means**2).sum(1)[None, :]
-    )
-    log_density = -squares / (2 * scales**2) - means.shape[1] * np.log(scales)
-    return softmax(np.log(weights) + log_density, axis=1).mean(axis=0)
+    return responsibilities(draws, means, scales, weights).mean(axis=0)

@@ -2,14 +2,18 @@
 
 from importlib import import_module
 
+import jax
 import numpy as np
 import pytest
 
-from benchmarks import common
-from benchmarks.multimodal import labelling_weights
+from benchmarks import common, modes
+from benchmarks.multimodal import effective_draws
 from benchmarks.overhead import synthetic
 from benchmarks.run import NAMES
-from nutfree import Target
+from benchmarks.tempering import ladder, parallel_tempering
+from nutfree import Target, model_target
+from nutfree.report import total_variation
+from nutfree.report.discrepancies import score_moments, scores
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,9 +91,62 @@ def test_importance_sampling_at_the_mode_finds_a_gaussians_moments():
 
 def test_labellings_are_told_apart_by_the_order_of_their_means():
     mu = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [2.0, 1.0, 3.0]])
-    weights = labelling_weights(mu)
+    weights = modes.galaxies(3).assign({"mu": mu}).mean(0)
     assert sorted(weights) == [0, 0, 0, 0.25, 0.25, 0.5]
-    assert weights.sum() == 1
+
+
+KNOWN = {
+    "mixture": lambda: modes.mixture(3, unequal=True),
+    "eight": modes.eight_gaussians,
+    "student": modes.student_mixture,
+    "rings": modes.rings,
+    "funnel": modes.funnel,
+    "many wells": modes.many_well,
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_exact_draws_fit_the_density_and_the_weights(name):
+    """Up to 64 moments at |z| > 5; a total variation above twice its 95 % quantile."""
+    known = KNOWN[name]()
+    draws = known.exact(np.random.default_rng(0), 4000)
+    target = model_target(known.model, kwargs=known.data)
+    positions = {"x": draws["x"].astype(np.float32)}
+    assert score_moments(draws["x"], scores(positions, target)).worst < 5
+    shares = known.assign(draws)
+    assert shares.sum() == pytest.approx(4000 * known.weights.sum())
+    assert total_variation(shares.mean(0), known.weights) < 2 * known.tv_floor(4000)
+
+
+@pytest.mark.parametrize("name", ["eight", "rings"])
+def test_evidence_in_the_plane_is_that_of_a_grid(name):
+    known = KNOWN[name]()
+    target = model_target(known.model, kwargs=known.data)
+    axis = np.arange(-14, 14, 0.02) + 0.01
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    density = jax.jit(jax.vmap(lambda x: target({"x": x})))(grid.astype(np.float32))
+    total = np.exp(np.asarray(density, float)).sum() * 0.02**2
+    assert np.log(total) == pytest.approx(known.log_evidence, abs=1e-3)
+
+
+def test_parallel_tempering_weighs_two_modes():
+    """Five standard errors of an effective sample of a tenth of the draws."""
+    known = modes.eight_gaussians()
+    target = model_target(known.model, kwargs=known.data)
+    found = parallel_tempering(
+        target, ladder(known.spread, 2), num_warmup=500, num_samples=2000, num_chains=2
+    )
+    assert found.draws["x"].shape == (2, 2000, 2)
+    assert np.all(found.swap_rates > 0.2)
+    share = known.assign({"x": found.draws["x"].reshape(-1, 2)}).mean(0)
+    assert np.abs(share - 1 / 8).max() < 5 * np.sqrt(1 / 8 * 7 / 8 / 400)
+
+
+def test_a_mode_that_is_never_visited_leaves_no_effective_draws():
+    rng = np.random.default_rng(0)
+    parts = np.eye(3)[rng.integers(0, 2, size=(4, 500))]
+    assert effective_draws(parts, np.full(3, 1 / 3)) == 0
+    assert effective_draws(parts, np.array([0.5, 0.5, 0.0])) > 1000
 
 
 def test_synthetic_rows_are_the_same_for_the_same_seed():

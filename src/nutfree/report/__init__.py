@@ -4,10 +4,12 @@ from nutfree.report.compare import Comparison, compare
 from nutfree.report.convert import to_arviz
 from nutfree.report.discrepancies import (
     ModeAgreement,
+    ScoreMoments,
     SteinDiscrepancy,
     entropic_w2,
     kernel_stein_discrepancy,
     mode_weights,
+    score_moments,
     total_variation,
 )
 from nutfree.report.plots import (
@@ -22,6 +24,7 @@ from nutfree.report.recommend import recommend
 __all__ = [
     "Comparison",
     "ModeAgreement",
+    "ScoreMoments",
     "SteinDiscrepancy",
     "compare",
     "entropic_w2",
@@ -33,6 +36,7 @@ __all__ = [
     "plot_rank",
     "plot_trace",
     "recommend",
+    "score_moments",
     "to_arviz",
     "total_variation",
 ]

@@ -37,6 +37,7 @@ from nutfree.report.modes import (
 
 __all__ = [
     "ModeAgreement",
+    "ScoreMoments",
     "SteinDiscrepancy",
     "entropic_w2",
     "find_modes",

@@ -54,7 +54,7 @@ def draws(target, start, num_chains, num_steps, geometry="barrier", **params):
     return np.asarray(jax.jit(jax.vmap(chain))(keys))
 
 
-def tuned_draws(target, start, num_samples, num_chains=4, num_warmup=200):
+def tuned_draws(target, start, num_samples, num_chains=4, num_warmup=200, **fixed):
     """Draws of chains that warm up by themselves, and the divergences."""
     warmup, kernel = rbmumla.warmup(), rbmumla.build_kernel()
 
@@ -70,7 +70,7 @@ def tuned_draws(target, start, num_samples, num_chains=4, num_warmup=200):
         carry = (rbmumla.init(adapt.position, target), adapt)
         keys = jax.random.split(warm_key, num_warmup)
         (state, adapt), _ = jax.lax.scan(tune, carry, keys)
-        params = warmup.final(adapt)
+        params = {**warmup.final(adapt), **fixed}
 
         def draw(state, key):
             state, info = kernel(key, state, target, **params)
@@ -236,10 +236,12 @@ def mixed_model():
 @pytest.mark.slow
 def test_supports_without_a_map_move_on_the_sampling_space():
     """Known: inside / width is uniform, the correlation has variance 1/5 and mean 0,
-    and width is Exp(1). Some 1,000 effective draws; 0.15 is more than 4 sd."""
+    and width is Exp(1). Some 600 effective draws; 0.15 is nearly 4 sd. A funnel: the
+    step of warm-up, 0.1, is too long for its neck, and makes the mean width 1.4; 0.02
+    makes it 1.12, and 0.005, 1.04."""
     target = model_target(mixed_model)
     position = target.prior.sample(jax.random.key(3))
-    values, divergences = tuned_draws(target, position, 1000)
+    values, divergences = tuned_draws(target, position, 1000, step_size=0.005)
     assert divergences == 0
     width = values["width"]
     assert width.mean() == pytest.approx(1.0, abs=0.15)

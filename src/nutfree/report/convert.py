@@ -209,7 +209,8 @@ def _run_attrs(
         if "n_steps" in stats:
             warmup = float(attrs.get("warmup_grad_evals") or math.nan)
             known = not math.isnan(warmup)
-            drawn = float(stats["n_steps"].sum())
+            # of the transitions that were thinned out, only the mean is known
+            drawn = float(stats["n_steps"].sum()) * mcmc.thinning
             evals["num_grad_evals"] = drawn + (warmup if known else 0.0)
             evals["warmup_counted"] = known
     return {

@@ -315,7 +315,7 @@ def _table(
             rows[name] = {"verdict": f"{kind}: {failed[name]}"}
             continue
         found = evidence[name]
-        verdict = "; ".join(found.problems) or "sound"
+        verdict = "; ".join([*(found.problems or ["sound"]), *found.caveats])
         spec = _spec(entry)
         if spec is not None and spec.guarantee == "biased":
             verdict += " (a biased kernel)"

@@ -40,8 +40,12 @@ MAX_KSD_RATIO = 1.5
 #: Standard errors; exact draws are beyond it once in 1e4 posteriors of 90 dimensions.
 MAX_SCORE_Z = 5.0
 MAX_MODE_RATIO = 1.25
-#: The mean of importance ratios with a heavier tail is not to be trusted.
-MAX_PARETO_K = 0.7
+#: Importance ratios with a heavier tail have no mean: there are regions of the
+#: posterior that the proposal never enters. Above the other, their mean converges too
+#: slowly to be trusted, which an evidence made of them inherits, and a chain that is
+#: right by its other moves does not (Vehtari et al. 2024, arXiv 1507.02646).
+MAX_PARETO_K = 1.0
+MAX_EVIDENCE_PARETO_K = 0.7
 MIN_ESS = 50.0
 #: A mode counts as missed where another run holds at least this share in it.
 MISSED_WEIGHT = 0.05
@@ -49,10 +53,14 @@ MISSED_WEIGHT = 0.05
 
 @dataclass
 class Evidence:
-    """Figures of one run, and the sentences that speak against it."""
+    """Figures of one run, and the sentences that speak against it.
+
+    Problems set a run aside; caveats are of figures that are not its draws.
+    """
 
     figures: dict[str, float]
     problems: list[str] = field(default_factory=list)
+    caveats: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     mode_shares: NDArray = field(default_factory=lambda: np.ones(1))
     """Share of the run's draws in each mode found by all runs together."""
@@ -168,6 +176,12 @@ def judge(
         posterior = tree["posterior"]
         size = posterior.sizes["chain"] * posterior.sizes["draw"]
         found[name].problems = _problems(found[name].figures, size)
+        k = found[name].figures["pareto_k"]
+        if MAX_EVIDENCE_PARETO_K < k <= MAX_PARETO_K:
+            found[name].caveats = [
+                f"its evidence may be off by more than the standard error (Pareto k "
+                f"{k:.2f} of the global proposal)"
+            ]
     sound = [name for name, evidence in found.items() if evidence.valid]
     for evidence in found.values():
         for other, lost in evidence.missed.items():

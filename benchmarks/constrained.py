@@ -20,7 +20,7 @@ from benchmarks.common import (
 )
 
 TARGETS = ("lasso_diabetes", "positive_regression", "simplex_regression")
-OURS = ("rbmumla", "myula")
+OURS = ("marbmumla", "mamyula", "rbmumla", "myula")
 PEERS = ("nuts", "mala")
 
 
@@ -45,13 +45,13 @@ def run(quick: bool) -> pd.DataFrame:
         mean, sd = exact.mean(0), exact.std(0, ddof=1)
         ess_reference = smallest_ess(reference, sites)
         for name in (*OURS, *PEERS):
-            # about the gradients of a draw of NUTS, which the others spend one by one
-            per_draw = 1 if name == "nuts" else 16
+            # MALA spends one by one about the gradients of a draw of the others
+            per_draw = 16 if name == "mala" else 1
             tree = sample(
                 name,
                 zoo.model,
                 data,
-                num_warmup=500 * per_draw,
+                num_warmup=1000 * per_draw,
                 num_samples=num_samples * per_draw,
                 num_chains=4,
             )

@@ -92,7 +92,7 @@ def run(quick: bool) -> pd.DataFrame:
             when = settled(draws, mean, sd, TOLERANCE)
             needed = float("nan")
             if federated and when is not None:
-                needed = float(stats["info.num_rounds"].values[0, :when].sum())
+                needed = float(stats["num_rounds"].values[0, :when].sum())
             rows.append(
                 {
                     "owners": count,
@@ -104,7 +104,7 @@ def run(quick: bool) -> pd.DataFrame:
                     "sd floor": sd_floor,
                     "rounds needed": needed,
                     "MB needed": needed * 2 * DIM * 4 / 1e6,
-                    "rounds": float(stats["info.num_rounds"].sum())
+                    "rounds": float(stats["num_rounds"].sum())
                     if federated
                     else float("nan"),
                     "passes": gradients(tree),

@@ -16,6 +16,7 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 from nutfree.adaptation.base import AdaptationState, Warmup
 from nutfree.adaptation.pathfinder import pathfinder
 from nutfree.dynamics.evaluation import flatten
+from nutfree.dynamics.preconditioning import root
 
 #: Up to this dimension a preconditioner is a matrix if the user does not say.
 DENSE_DIM = 50
@@ -36,6 +37,7 @@ def window_warmup(
     dense_mass: bool | None = None,
     walk: bool = True,
     pilot: str | None = "gradients",
+    factor: bool = False,
 ) -> Warmup:
     """Tune `step_size` and an `inverse_mass_matrix`, the posterior's covariance.
 
@@ -48,6 +50,8 @@ def window_warmup(
         pilot: Pathfinder by "gradients" or by "differences" gives the start and the
             first covariance; None for the host's position, which is also kept where
             there is no warm-up.
+        factor: tune `factor` as well, the root of the covariance (`preconditioning`),
+            for a kernel that would otherwise compute it at every transition.
     """
     da_init, da_update, da_final = dual_averaging_adaptation(target_acceptance_rate)
 
@@ -77,6 +81,8 @@ def window_warmup(
             "step_size": step_size,
             "inverse_mass_matrix": jnp.asarray(covariance, x.dtype),
         }
+        if factor:
+            params["factor"] = root(params["inverse_mass_matrix"])
         return AdaptationState(params, unravel(x), *counts, inner)
 
     def update(adapt_state, state, info) -> AdaptationState:
@@ -91,14 +97,20 @@ def window_warmup(
             mm_update(mass_matrix, state.position),
             mass_matrix,
         )
-        averaging, mass_matrix = jax.lax.cond(
-            last,
-            lambda: (da_init(da_final(averaging)), mm_final(mass_matrix)),
-            lambda: (averaging, mass_matrix),
+        roots = {k: v for k, v in adapt_state.params.items() if k == "factor"}
+
+        def next_window():
+            new = mm_final(mass_matrix)
+            found = {name: root(new.inverse_mass_matrix) for name in roots}
+            return da_init(da_final(averaging)), new, found
+
+        averaging, mass_matrix, roots = jax.lax.cond(
+            last, next_window, lambda: (averaging, mass_matrix, roots)
         )
         params = {
             "step_size": jnp.exp(averaging.log_step_size),
             "inverse_mass_matrix": mass_matrix.inverse_mass_matrix,
+            **roots,
         }
         inner = WindowState(step + 1, averaging, mass_matrix, schedule)
         return _like(adapt_state, adapt_state._replace(params=params, inner=inner))

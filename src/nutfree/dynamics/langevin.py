@@ -1,55 +1,44 @@
-"""The overdamped Langevin step with a preconditioner, and its density.
+"""The overdamped Langevin step with a preconditioner, and its Metropolis ratio.
 
-    x' = x + (h/2) C grad log pi(x) + sqrt(h C) xi,    xi ~ N(0, I),
+    x' = x + R u,    u = (h/2) R' grad log pi(x) + sqrt(h) xi,    xi ~ N(0, I),
 
-with C the inverse mass matrix, an estimate of the posterior covariance, of shape
-`(d, d)`, or of the posterior variances, of shape `(d,)` or a scalar.
+with R R' = C the inverse mass matrix, an estimate of the posterior covariance; R is of
+shape `(d, d)`, or stands for a diagonal matrix with shape `(d,)` or as a scalar.
 """
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
+
+from nutfree.dynamics.preconditioning import matvec, transpose
 
 
-def _times(matrix, vector):
-    return matrix @ vector if jnp.ndim(matrix) == 2 else matrix * vector
+def langevin_step(rng_key, x, grad, step_size, factor) -> tuple[jax.Array, jax.Array]:
+    """One step from `x`, of shape `(d,)`, where the gradient is `grad`.
 
+    Args:
+        factor: R.
 
-def _root(matrix):
-    if jnp.ndim(matrix) == 2:
-        return jnp.linalg.cholesky(matrix)
-    return jnp.sqrt(matrix)
-
-
-def langevin_step(rng_key, x, grad, step_size, inverse_mass_matrix) -> jax.Array:
-    """One step from `x`, of shape `(d,)`, where the gradient is `grad`."""
+    Returns:
+        `(x', u)`.
+    """
     noise = jax.random.normal(rng_key, x.shape, x.dtype)
-    drift = 0.5 * step_size * _times(inverse_mass_matrix, grad)
-    return x + drift + jnp.sqrt(step_size) * _times(_root(inverse_mass_matrix), noise)
+    drift = 0.5 * step_size * matvec(transpose(factor), grad)
+    move = drift + jnp.sqrt(step_size) * noise
+    return x + matvec(factor, move), move
 
 
-def log_transition(x_from, grad_from, x_to, step_size, inverse_mass_matrix):
-    """Log density of the step from `x_from` to `x_to`, without its constant."""
-    mean = x_from + 0.5 * step_size * _times(inverse_mass_matrix, grad_from)
-    root = _root(inverse_mass_matrix)
-    if jnp.ndim(root) == 2:
-        noise = solve_triangular(root, x_to - mean, lower=True)
-    else:
-        noise = (x_to - mean) / root
-    return -0.5 * jnp.sum(noise**2) / step_size
-
-
-def metropolis_log_ratio(old, new, step_size, inverse_mass_matrix) -> jax.Array:
+def metropolis_log_ratio(old, new, move, step_size, factor) -> jax.Array:
     """Log Metropolis-Hastings ratio of a Langevin step; NaN becomes -inf.
 
     Args:
-        old, new: triples `(x, log density, gradient)`.
+        old, new: pairs of log density and gradient, at x and x'.
+        move: u.
+        factor: R.
     """
-    (x, value, grad), (x_new, value_new, grad_new) = old, new
-    log_ratio = (
-        value_new
-        - value
-        + log_transition(x_new, grad_new, x, step_size, inverse_mass_matrix)
-        - log_transition(x, grad, x_new, step_size, inverse_mass_matrix)
-    )
+    (value, grad), (value_new, grad_new) = old, new
+    half = 0.5 * step_size * transpose(factor)
+    there = move - matvec(half, grad)
+    back = move + matvec(half, grad_new)
+    change = 0.5 * (jnp.sum(there**2) - jnp.sum(back**2)) / step_size
+    log_ratio = value_new - value + change
     return jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)

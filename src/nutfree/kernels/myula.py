@@ -24,6 +24,7 @@ from nutfree.adaptation import Warmup
 from nutfree.adaptation.overdamped import overdamped_warmup
 from nutfree.dynamics.langevin import langevin_step, metropolis_log_ratio
 from nutfree.dynamics.overdamped import OverdampedInfo, steps_for, transition
+from nutfree.dynamics.preconditioning import root
 from nutfree.dynamics.proximal import counted_envelope, smoothed_log_density
 from nutfree.kernels import marbmumla
 from nutfree.registry import KernelSpec, option
@@ -76,18 +77,18 @@ def build_kernel() -> Callable:
         metric = jnp.asarray(inverse_mass_matrix, z.dtype)
         variances = jnp.diag(metric) if metric.ndim == 2 else metric
         scales = unravel(jnp.broadcast_to(jnp.sqrt(variances), z.shape))
-        lambda_, h = smoothing * step_size, 2 * step_size
+        lambda_, h, factor = smoothing * step_size, 2 * step_size, root(metric)
         evaluate = counted_envelope(
             smoothed_log_density(logdensity_fn.split, lambda_, scales)
         )
 
         def propose(key, state, count):
             x, grad = _flat(state.position), _flat(state.smoothed_grad)
-            x_new = langevin_step(key, x, grad, h, metric)
+            x_new, move = langevin_step(key, x, grad, h, factor)
             position = unravel(x_new)
             (value, logdensity), gradient, count = evaluate(position, count)
-            old, new = (x, state.smoothed, grad), (x_new, value, _flat(gradient))
-            log_ratio = metropolis_log_ratio(old, new, h, metric)
+            old, new = (state.smoothed, grad), (value, _flat(gradient))
+            log_ratio = metropolis_log_ratio(old, new, move, h, factor)
             return MYULAState(position, logdensity, value, gradient), log_ratio, count
 
         length = steps_for(step_size, num_steps, relaxation)

@@ -24,6 +24,7 @@ from nutfree.dynamics.evaluation import (
     select,
 )
 from nutfree.dynamics.langevin import langevin_step, metropolis_log_ratio
+from nutfree.dynamics.preconditioning import root
 from nutfree.kernels import mala
 from nutfree.kernels.mala import MALAState as ULAState
 from nutfree.registry import KernelSpec, option
@@ -47,23 +48,30 @@ class ULAInfo(NamedTuple):
 def build_kernel():
     """Return `kernel(rng_key, state, logdensity_fn, step_size, inverse_mass_matrix)`.
 
-    `inverse_mass_matrix` is C, of shape `(d, d)`, `(d,)` or a scalar.
+    `inverse_mass_matrix` is C, of shape `(d, d)`, `(d,)` or a scalar. `factor`, the
+    lower triangular R with R R' = C, saves factorising it at every transition; the
+    host passes what warm-up found.
     """
 
     def kernel(
-        rng_key, state, logdensity_fn, step_size, inverse_mass_matrix=1.0
+        rng_key,
+        state,
+        logdensity_fn,
+        step_size,
+        inverse_mass_matrix=1.0,
+        factor=None,
     ) -> tuple[ULAState, ULAInfo]:
         x, logdensity, unravel = flatten(state.position, logdensity_fn)
         grad, _ = ravel_pytree(state.logdensity_grad)
         evaluate = counted_value_and_grad(logdensity)
 
-        x_new = langevin_step(rng_key, x, grad, step_size, inverse_mass_matrix)
+        if factor is None:
+            factor = root(jnp.asarray(inverse_mass_matrix, x.dtype))
+
+        x_new, move = langevin_step(rng_key, x, grad, step_size, factor)
         value_new, grad_new, count = evaluate(x_new, jnp.asarray(0))
         log_ratio = metropolis_log_ratio(
-            (x, state.logdensity, grad),
-            (x_new, value_new, grad_new),
-            step_size,
-            inverse_mass_matrix,
+            (state.logdensity, grad), (value_new, grad_new), move, step_size, factor
         )
         finite = is_finite(x_new, value_new, grad_new)
         acceptance_rate = jnp.where(finite, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
@@ -75,7 +83,7 @@ def build_kernel():
 
 
 def warmup(*, dense_mass: bool | None = None) -> Warmup:
-    return window_warmup(target_acceptance_rate=0.9, dense_mass=dense_mass)
+    return window_warmup(target_acceptance_rate=0.9, dense_mass=dense_mass, factor=True)
 
 
 @dataclass(frozen=True)

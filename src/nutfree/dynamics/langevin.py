@@ -36,9 +36,8 @@ def metropolis_log_ratio(old, new, move, step_size, factor) -> jax.Array:
         factor: R.
     """
     (value, grad), (value_new, grad_new) = old, new
-    half = 0.5 * step_size * transpose(factor)
-    there = move - matvec(half, grad)
-    back = move + matvec(half, grad_new)
+    there = move - 0.5 * step_size * matvec(transpose(factor), grad)
+    back = move + 0.5 * step_size * matvec(transpose(factor), grad_new)
     change = 0.5 * (jnp.sum(there**2) - jnp.sum(back**2)) / step_size
     log_ratio = value_new - value + change
     return jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)

@@ -139,6 +139,10 @@ def contenders(model, data) -> dict[str, Callable]:
             blackjax.mala(target, STEP), target.position
         ),
         "nf.mala, NumPyro's MCMC": in_mcmc("mala", model, data, **fixed),
+        # BlackJAX's has no preconditioner, ours by default a matrix
+        "the same, dense_mass=False": in_mcmc(
+            "mala", model, data, dense_mass=False, **fixed
+        ),
     }
 
 

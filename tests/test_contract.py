@@ -127,6 +127,35 @@ def test_chain_methods_make_the_same_draws_in_float64(name):
     np.testing.assert_allclose(draws[2], draws[0], rtol=1e-5, atol=1e-6)
 
 
+@each_kernel
+def test_sample_makes_the_draws_of_mcmc_in_one_program(name, monkeypatch):
+    programs = []
+    jitted = jax.jit
+
+    def watched(fun, *args, **kwargs):
+        program = jitted(fun, *args, **kwargs)
+        if getattr(fun, "__name__", "") == "chains":
+            programs.append(program)
+        return program
+
+    options = SHORT_PILOT.get(name, {})
+    with jax.enable_x64(True):
+        target = gaussian_target(TEMPLATES["dict"]())
+        mcmc = run_mcmc(nf.kernel(name, target, **options), num_warmup=3, num_samples=3)
+        monkeypatch.setattr(jax, "jit", watched)
+        tree = nf.sample(
+            nf.kernel(name, target, **options),
+            num_warmup=3,
+            num_samples=3,
+            num_chains=2,
+            progress_bar=False,
+        )
+    assert [program._cache_size() for program in programs] == [1]
+    for site, draws in mcmc.get_samples(group_by_chain=True).items():
+        values = tree["posterior"][site].values
+        np.testing.assert_allclose(values, draws, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "template"),
     [_marked(n, t) for n in SPECS for t in templates_for(SPECS[n])],
@@ -162,6 +191,20 @@ def test_a_second_run_goes_on_where_the_first_ended(name, target):
     np.testing.assert_allclose(both, flat_draws(whole), rtol=1e-3, atol=1e-3)
     # no warm-up the second time
     assert int(np.max(part.last_state.i)) == 4 + 6
+
+
+@pytest.mark.parametrize("chains", [None, 2])
+@each_kernel
+def test_a_transition_leaves_a_state_of_the_same_types(name, target, chains):
+    """So that a run in pieces, or one that goes on, is one compiled program."""
+    kernel = nf.kernel(name, target)
+    key = jax.random.key(0)
+    key = key if chains is None else jax.random.split(key, chains)
+    before = kernel.init(key, 2, None, (), {})
+    after = jax.eval_shape(lambda state: kernel.sample(state, (), {}), before)
+    types = lambda s: (s.shape, s.dtype, s.weak_type)  # noqa: E731
+    before = jax.tree.map(lambda leaf: types(jax.typeof(leaf)), before)
+    assert before == jax.tree.map(types, after)
 
 
 @each_kernel

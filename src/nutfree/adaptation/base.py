@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from nutfree.target import Position, Target
 
@@ -31,8 +30,14 @@ class AdaptationState(NamedTuple):
 
     @property
     def step_size(self) -> jax.Array:
-        """The current step size, NaN for a kernel that has none."""
-        return jnp.asarray(self.params.get("step_size", jnp.nan))
+        """The current step size.
+
+        Raises:
+            AttributeError: for a kernel that has none.
+        """
+        if "step_size" not in self.params:
+            raise AttributeError("This kernel has no step_size.")
+        return self.params["step_size"]
 
 
 class Warmup(NamedTuple):

@@ -106,8 +106,9 @@ class NutfreeKernel(MCMCKernel):
 
     def get_diagnostics_str(self, state: NutfreeState) -> str:
         parts = [f"{float(state.total_grad_evals):.3g} gradients"]
-        if not jnp.isnan(state.adapt_state.step_size):
-            parts.append(f"step size {float(state.adapt_state.step_size):.2e}")
+        step_size = state.adapt_state.params.get("step_size")
+        if step_size is not None:
+            parts.append(f"step size {float(step_size):.2e}")
         if not jnp.isnan(state.mean_accept_prob):
             parts.append(f"acc. prob={float(state.mean_accept_prob):.2f}")
         return ", ".join(parts)
@@ -311,7 +312,7 @@ class NutfreeKernel(MCMCKernel):
         totals, lost = compensated_add(
             totals, jnp.stack([grads, densities]), state.lost_evals
         )
-        return NutfreeState(
+        new = NutfreeState(
             i=state.i + 1,
             z=kernel_state.position,
             potential_energy=_energy(kernel_state),
@@ -330,6 +331,8 @@ class NutfreeKernel(MCMCKernel):
             adapt_state=adapt,
             rng_key=like_key(next_key, state.rng_key),
         )
+        # a weak type would make the state a new one to a program compiled before
+        return jax.tree.map(strongly_typed, new)
 
     def _tune(self, i, adapt, kernel_state, info) -> AdaptationState:
         adapt = self._overlay(self._warmup.update(adapt, kernel_state, info))

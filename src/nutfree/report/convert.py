@@ -74,7 +74,9 @@ def to_arviz(
         dims = _fitting_dims(adapter)
     if isinstance(prior, int):
         prior = _prior_draws(adapter, prior)
-    with rc_context(rc={"data.sample_dims": ["chain", "draw"]}):
+    # ArviZ takes the logarithm of num_steps, which some kernels do not make
+    quiet = np.errstate(divide="ignore", invalid="ignore")
+    with rc_context(rc={"data.sample_dims": ["chain", "draw"]}), quiet:
         converter: Any = NumPyroConverter(
             posterior=adapter,
             prior=prior,

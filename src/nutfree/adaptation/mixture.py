@@ -20,8 +20,6 @@ from nutfree.dynamics.evaluation import flatten
 from nutfree.dynamics.mixture import TAIL_SHARES, TAILS, Mixture, mixture_at
 from nutfree.dynamics.modes import Modes, log_shares
 
-#: Up to this many coordinates the covariances are full matrices.
-MAX_DENSE = 64
 #: Transitions that the pilot's weights count for.
 PRIOR_COUNT = 10.0
 #: No live mode has a smaller share than this over their number; no tail less than this.
@@ -108,7 +106,6 @@ def mixture_warmup(
             num_first_steps=num_first_steps,
             num_steps=num_descent_steps,
             num_modes=num_modes,
-            max_dense=MAX_DENSE,
         )
         x, _, unravel = flatten(position, target)
         modes = found.modes

@@ -16,7 +16,7 @@ from nutfree.dynamics.modes import Modes, along_coordinates, into_axes
 from nutfree.target import LogDensity, Target
 
 #: Up to this many coordinates the curvature at a mode is a full matrix.
-MAX_DENSE = 32
+MAX_DENSE = 64
 #: Products with random signs that estimate the diagonal of the curvature above it.
 NUM_PROBES = 16
 MEMORY = 8
@@ -58,7 +58,6 @@ def run_pilot(
     num_steps: int = 60,
     num_modes: int = 32,
     num_first_steps: int = 0,
-    max_dense: int = MAX_DENSE,
     widest: float = 1.0,
 ) -> Pilot:
     """Descend from many starts, and summarise what they end in.
@@ -73,7 +72,6 @@ def run_pilot(
         num_modes: the most modes that are kept.
         num_first_steps: where it is not 0, every start makes only so many steps, and
             `num_modes` of their ends, as far apart as can be, the rest.
-        max_dense: up to this many coordinates the curvature is a full matrix.
         widest: the starts lie up to this many times as far out as prior draws.
     """
     x, logdensity, _ = flatten(position, target)
@@ -94,9 +92,9 @@ def run_pilot(
         ends = ends[far_apart(ends, values, min(num_modes, num_starts))]
     ends, values, counts = jax.vmap(lambda u: descend(evaluate, u, num_steps))(ends)
     probe_keys = jax.random.split(probe_key, len(ends))
-    curvature, products = jax.vmap(
-        lambda u, key: _curvature(scaled, u, key, max_dense)
-    )(ends, probe_keys)
+    curvature, products = jax.vmap(lambda u, key: _curvature(scaled, u, key))(
+        ends, probe_keys
+    )
     width, axes = jax.vmap(_principal)(curvature)
     log_mass = values + jnp.sum(jnp.log(width), axis=-1)
     weight = _weights(ends, width, axes, log_mass)
@@ -246,13 +244,13 @@ def _two_loop(moves, changes, grad) -> jax.Array:
     return jax.lax.scan(forth, q, (moves, changes, rho, alphas))[0]
 
 
-def _curvature(logdensity, u, rng_key, max_dense) -> tuple[jax.Array, jax.Array]:
-    """Minus the Hessian, `(d, d)`, or above `max_dense` its estimated diagonal."""
+def _curvature(logdensity, u, rng_key) -> tuple[jax.Array, jax.Array]:
+    """Minus the Hessian, `(d, d)`, or above `MAX_DENSE` its estimated diagonal."""
 
     def product(count, v):
         return count + 2, -jax.jvp(jax.grad(logdensity), (u,), (v,))[1]
 
-    if u.size <= max_dense:
+    if u.size <= MAX_DENSE:
         count, matrix = jax.lax.scan(
             product, jnp.asarray(0), jnp.eye(u.size, dtype=u.dtype)
         )

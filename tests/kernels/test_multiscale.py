@@ -3,6 +3,8 @@
 With fixed seeds, false alarms are below 1e-3 for the file.
 """
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from numpyro.diagnostics import effective_sample_size
 from scipy.stats import chisquare
 
+import nutfree as nf
 from nutfree.kernels.multiscale import SPEC
 from nutfree.report.evidence import pareto_k, pooled_bridge
 from nutfree.target import Target
@@ -96,6 +99,19 @@ def test_mode_that_the_pilot_missed_is_met_by_the_wide_component():
         num_modes=2,
     )
     assert pareto_k(np.asarray(info.proposal_log_importance)[None]) > 0.7
+
+
+def test_pilot_with_no_room_for_all_modes_tells_the_user():
+    target = Target(three, position={"x": jnp.zeros(3)})
+    with pytest.warns(UserWarning, match="num_modes=8"):
+        run_pilot(target, num_modes=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_pilot(target, num_modes=16)
+
+
+def run_pilot(target, **options):
+    nf.kernel("multiscale", target, **options).init(jax.random.key(0), 10)
 
 
 def test_heavy_tail_shows_in_the_importance_ratios():

@@ -11,7 +11,7 @@ import nutfree as nf
 from tests.test_exact_kernels import standard_errors_apart
 
 
-def draws(name, posterior, num_samples, **data):
+def draws(name, posterior, num_samples):
     zoo = models.load(posterior)
     tree = nf.sample(
         nf.kernel(name, zoo.model),
@@ -21,7 +21,6 @@ def draws(name, posterior, num_samples, **data):
         seed=1,
         progress_bar=False,
         **zoo.data(),
-        **data,
     )
     return {name: site.values for name, site in tree["posterior"].items()}
 
@@ -44,14 +43,12 @@ def test_members_agree_with_nuts_on_the_regressions_of_the_paper(posterior):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("K", [3, 4])
-def test_galaxies_have_all_labellings_evenly(K):
-    mu = draws("multiscale", "galaxies", 4000, K=K)["mu"]
-    order = np.argsort(mu, axis=-1)
-    for labelling in permutations(range(K)):
+def test_galaxies_have_all_labellings_evenly():
+    order = np.argsort(draws("multiscale", "galaxies", 4000)["mu"], axis=-1)
+    for labelling in permutations(range(3)):
         held = np.all(order == labelling, axis=-1).astype(float)
         error = held.std() / np.sqrt(effective_sample_size(held))
-        assert abs(held.mean() - 1 / len(list(permutations(range(K))))) < 4.5 * error
+        assert abs(held.mean() - 1 / 6) < 4.5 * error
 
 
 @pytest.mark.slow

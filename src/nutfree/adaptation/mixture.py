@@ -15,7 +15,7 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jax.flatten_util import ravel_pytree
 
 from nutfree.adaptation.base import AdaptationState, Warmup
-from nutfree.adaptation.pilot import run_pilot
+from nutfree.adaptation.pilot import MAX_DENSE, run_pilot
 from nutfree.dynamics.evaluation import flatten
 from nutfree.dynamics.mixture import TAIL_SHARES, TAILS, Mixture, mixture_at
 from nutfree.dynamics.modes import Modes, log_shares
@@ -26,6 +26,8 @@ PRIOR_COUNT = 10.0
 FLOOR = 0.1
 #: A mode of less than this share of the pilot's mass is not proposed.
 LEAST_LOG_WEIGHT = -15.0
+#: Covariances of this many numbers, a megabyte, are read at every move.
+MAX_NUMBERS = 2**18
 
 
 class MixtureState(NamedTuple):
@@ -80,24 +82,33 @@ def mixture_weights(log_prior, occupancy) -> jax.Array:
     return jnp.log(weight / jnp.sum(weight))
 
 
+def _room(dim: int) -> int:
+    """How many modes to keep."""
+    numbers = dim**2 if dim <= MAX_DENSE else dim
+    return min(256, max(64, MAX_NUMBERS // numbers))
+
+
 def mixture_warmup(
     *,
     num_starts: int,
     num_first_steps: int,
     num_descent_steps: int,
-    num_modes: int,
+    num_modes: int | None = None,
     target_acceptance_rate: float = 0.8,
 ) -> Warmup:
     """Find `center`, `scale`, `mixture` and `step_size`.
 
     Args:
-        num_starts, num_first_steps, num_descent_steps, num_modes: of the pilot.
+        num_starts, num_first_steps, num_descent_steps: of the pilot.
+        num_modes: the most modes that it keeps; as many as `MAX_NUMBERS` allows, and
+            no more than 256, where None.
         target_acceptance_rate: what the mean of `info.acceptance_rate` should be.
     """
     da_init, da_update, da_final = dual_averaging_adaptation(target_acceptance_rate)
 
     def init(rng_key, position, target, num_steps) -> AdaptationState:
         del num_steps
+        x, _, unravel = flatten(position, target)
         found = run_pilot(
             rng_key,
             position,
@@ -105,9 +116,8 @@ def mixture_warmup(
             num_starts=num_starts,
             num_first_steps=num_first_steps,
             num_steps=num_descent_steps,
-            num_modes=num_modes,
+            num_modes=_room(x.size) if num_modes is None else num_modes,
         )
-        x, _, unravel = flatten(position, target)
         modes = found.modes
         weights = mixture_weights(modes.log_weight, jnp.zeros_like(modes.log_weight))
         modes = modes._replace(log_weight=weights)

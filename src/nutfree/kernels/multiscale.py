@@ -31,6 +31,9 @@ from nutfree.dynamics.polish import Point
 from nutfree.registry import KernelSpec, option
 from nutfree.target import Position
 
+#: A pilot whose record of modes is fuller than this may have no room for some.
+FULL = 0.75
+
 
 class MultiscaleState(NamedTuple):
     """A draw (a pytree), its log density, and the gradient there (a pytree)."""
@@ -146,7 +149,7 @@ def warmup(
     num_starts: int = 1024,
     num_first_steps: int = 10,
     num_descent_steps: int = 60,
-    num_modes: int = 64,
+    num_modes: int | None = None,
 ) -> Warmup:
     return mixture_warmup(
         num_starts=num_starts,
@@ -163,10 +166,29 @@ class Options:
     num_starts: int = option(1024, "starts of the pilot", ge=2)
     num_first_steps: int = option(10, "gradients of each of its descents", ge=1)
     num_descent_steps: int = option(60, "further gradients at each mode kept", ge=1)
-    num_modes: int = option(64, "the most modes that it keeps", ge=1)
+    num_modes: int | None = option(
+        None,
+        "the most modes that it keeps; by default 256, or fewer where their "
+        "covariances, of more than 32 coordinates, would fill the cache",
+        ge=1,
+    )
     step_size: float | None = option(
         None, "step of the local moves, in widths of a mode", gt=0, tuned=True
     )
+
+
+def concerns(params: dict) -> list[str]:
+    """What the pilot's modes say against it, for the user to read."""
+    live = jnp.isfinite(params["mixture"].modes.log_weight)
+    num_modes = live.shape[-1]
+    found = int(jnp.max(jnp.sum(live, axis=-1)))
+    if found <= FULL * num_modes:
+        return []
+    return [
+        f"The pilot has found {found} modes and keeps at most {num_modes}, so that "
+        "some may be missing. If chains disagree about the weights of the modes, write "
+        f"num_modes={4 * num_modes}, and a larger num_starts."
+    ]
 
 
 SPEC = KernelSpec(
@@ -178,6 +200,7 @@ SPEC = KernelSpec(
     build_kernel=build_kernel,
     warmup=warmup,
     options=Options,
+    concerns=concerns,
     draws="chain",
     guarantee="exact",
     collects=("log_importance", "proposal_log_importance"),

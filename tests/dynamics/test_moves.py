@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from nutfree.dynamics.mixture import Mixture, draw, log_density
-from nutfree.dynamics.modes import Modes
-from nutfree.dynamics.moves import global_move, local_move, transport_move
+from nutfree.dynamics.modes import modes_of
+from nutfree.dynamics.moves import global_move, local_move, placed, transport_move
 from nutfree.dynamics.polish import Point
 from tests.dynamics.test_polish import EVALUATE, MODES, exact_draws
 
@@ -21,20 +21,20 @@ MIXTURE = Mixture(
 )
 
 
-def local(key, point):
+def local(key, at):
     step = jnp.asarray(0.9)
     moved, rate, _ = local_move(
-        key, point, EVALUATE, MIXTURE, step_size=step, num_steps=3, count=0
+        key, at, EVALUATE, MIXTURE, step_size=step, num_steps=3, count=0
     )
     return moved, rate
 
 
-def transport(key, point):
-    return transport_move(key, point, EVALUATE, MIXTURE, 0)[:2]
+def transport(key, at):
+    return transport_move(key, at, EVALUATE, MIXTURE, 0)[:2]
 
 
-def independence(key, point):
-    moved, proposed, _ = global_move(key, point, EVALUATE, MIXTURE, 0)
+def independence(key, at):
+    moved, proposed, _ = global_move(key, at, EVALUATE, MIXTURE, 0)
     return moved, proposed.acceptance_rate
 
 
@@ -44,14 +44,17 @@ def test_exact_draws_stay_exact(move):
 
     def one(key, u):
         value, grad, _ = EVALUATE(u, 0)
-        point, rates = Point(u, value, grad), []
+        at, rates = placed(Point(u, value, grad), MIXTURE), []
         for i in range(4):
-            point, rate = move(jax.random.fold_in(key, i), point)
+            at, rate = move(jax.random.fold_in(key, i), at)
             rates.append(rate)
-        return point.u, jnp.stack(rates).mean()
+        # what is kept of the mixture's place is that of the point
+        fresh = log_density(MIXTURE, at.point.u)
+        return at.point.u, jnp.stack(rates).mean(), at.place.log_density - fresh
 
     keys = jax.random.split(jax.random.key(1), len(starts))
-    u, rate = jax.jit(jax.vmap(one))(keys, jnp.asarray(starts, jnp.float32))
+    u, rate, apart = jax.jit(jax.vmap(one))(keys, jnp.asarray(starts, jnp.float32))
+    assert np.abs(apart).max() < 1e-3
 
     def summaries(u):
         return np.concatenate([u, u**2, u[:, :1] * u[:, 1:], u > 0], axis=1)
@@ -66,7 +69,7 @@ def test_exact_draws_stay_exact(move):
 
 def test_mixture_is_the_normalised_density_of_its_draws():
     """In one dimension, by a grid and by the share of draws in intervals."""
-    modes = Modes(
+    modes = modes_of(
         jnp.array([[-1.0], [2.0]]),
         jnp.array([[0.3], [0.6]]),
         jnp.ones((2, 1, 1)),

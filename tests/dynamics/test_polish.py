@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nutfree.dynamics.evaluation import counted_value_and_grad
-from nutfree.dynamics.modes import Modes
+from nutfree.dynamics.modes import modes_of
 from nutfree.dynamics.polish import Point, polish, start_at
 
 WEIGHTS = np.array([0.25, 0.75])
@@ -26,7 +26,7 @@ def logdensity(u):
 EVALUATE = counted_value_and_grad(logdensity)
 #: Wrong in centre, width, direction and weight, with a spare row.
 TURN = jnp.array([[0.8, -0.6], [0.6, 0.8]])
-MODES = Modes(
+MODES = modes_of(
     jnp.array([[-1.8, 0.3], [2.3, 0.8], [0.0, 0.0]]),
     jnp.array([[0.6, 0.7], [0.8, 0.5], [1.0, 1.0]]),
     jnp.stack([TURN, TURN.T, TURN]),

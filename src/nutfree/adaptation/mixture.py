@@ -18,7 +18,7 @@ from nutfree.adaptation.base import AdaptationState, Warmup
 from nutfree.adaptation.pilot import MAX_DENSE, run_pilot
 from nutfree.dynamics.evaluation import flatten
 from nutfree.dynamics.mixture import TAIL_SHARES, TAILS, Mixture, mixture_at
-from nutfree.dynamics.modes import Modes, log_shares
+from nutfree.dynamics.modes import Modes, log_shares, mode_at, with_mode
 
 #: Transitions that the pilot's weights count for.
 PRIOR_COUNT = 10.0
@@ -55,7 +55,7 @@ def _outer(x, y, dense: bool):
 
 def _refined(laplace: Modes, k, count, mean, scatter):
     """Centre, widths and axes of mode `k` given its draws."""
-    center, width, axes, _ = jax.tree.map(lambda leaf: leaf[k], laplace)
+    center, width, axes, *_ = mode_at(laplace, k)
     dense = axes.size > 0
     covariance = (axes * width**2) @ axes.T if dense else width**2
     # the more is known, the less the curvature at one point has to say
@@ -168,14 +168,10 @@ def mixture_warmup(
         tails = keep * inner.tails + info.tails
         seen = PRIOR_COUNT * jnp.asarray(TAIL_SHARES, tails.dtype) + tails
         log_tail = jnp.log(jnp.maximum(seen / jnp.sum(seen), FLOOR))
+        modes = with_mode(modes, k, center, width, axes)
+        weights = mixture_weights(inner.laplace.log_weight, occupancy)
         mixture = Mixture(
-            Modes(
-                modes.center.at[k].set(center),
-                modes.width.at[k].set(width),
-                modes.axes.at[k].set(axes),
-                mixture_weights(inner.laplace.log_weight, occupancy),
-            ),
-            jax.nn.log_softmax(log_tail),
+            modes._replace(log_weight=weights), jax.nn.log_softmax(log_tail)
         )
         params = {
             **params,

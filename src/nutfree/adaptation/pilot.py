@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from nutfree.dynamics.evaluation import counted_value_and_grad, flatten, is_finite
-from nutfree.dynamics.modes import Modes, along_coordinates, into_axes
+from nutfree.dynamics.modes import Modes, along_coordinates, modes_of
 from nutfree.target import LogDensity, Target
 
 #: Up to this many coordinates the curvature at a mode is a full matrix.
@@ -107,7 +107,7 @@ def run_pilot(
     rescale = scale[:, None] * scale if curvature.ndim == 3 else scale**2
     width, axes = jax.vmap(lambda h: _principal(h * rescale))(curvature[best])
     conditional = jax.vmap(along_coordinates)(width, axes)
-    modes = Modes((ends[best] - middle) / scale, width, axes, jnp.log(weight[best]))
+    modes = modes_of((ends[best] - middle) / scale, width, axes, jnp.log(weight[best]))
     return Pilot(
         origin + unit * middle,
         unit * scale,
@@ -279,7 +279,8 @@ def _weights(ends, width, axes, log_mass) -> jax.Array:
     log_mass = jnp.where(jnp.isfinite(log_mass), log_mass, -jnp.inf)
 
     def distance(w, a, center):
-        z = into_axes(a, (ends - center).T).T / w
+        away = ends - center
+        z = (away @ a if a.size else away) / w
         return jnp.sum(z**2, axis=-1)
 
     near = jax.vmap(distance)(width, axes, ends) < 1.0 + 0.1 * ends.shape[1]

@@ -13,7 +13,15 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
-from nutfree.dynamics.modes import Modes, into_axes, out_of_axes
+from nutfree.dynamics.modes import (
+    Modes,
+    choose,
+    in_widths,
+    into_axes,
+    log_shares_at,
+    mode_at,
+    out_of_axes,
+)
 
 #: Degrees of freedom of the components at a mode; the last is that of the wide one too.
 TAILS = (jnp.inf, 16, 4)
@@ -51,39 +59,45 @@ def _log_tails(squares: jax.Array, dim: int) -> jax.Array:
     return jnp.stack([jnp.asarray(row, squares.dtype) for row in rows])
 
 
-def log_components(mixture: Mixture, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Log density of each component at `u`, weights included.
+class Place(NamedTuple):
+    """What the mixture makes of a point.
 
-    Returns:
-        `(at_modes, wide)`, of shapes `(tails, modes)` and `()`.
+    log_shares : log density of each mode at it, `(modes,)`, see `modes.log_shares`.
+    log_density : log q, normalised.
+    log_at_modes : log density of each component, weights included, `(tails, modes)`.
     """
 
-    def distance(center, width, axes, _):
-        z = into_axes(axes, u - center) / width
-        return jnp.sum(z**2), jnp.sum(jnp.log(width))
+    log_shares: jax.Array
+    log_density: jax.Array
+    log_at_modes: jax.Array
 
-    squares, log_det = jax.vmap(distance)(*mixture.modes)
-    tails = _log_tails(squares, u.size) + mixture.log_tail[:, None]
-    at_modes = tails + mixture.modes.log_weight - log_det + jnp.log1p(-WIDE_SHARE)
+
+def place(mixture: Mixture, u: jax.Array) -> Place:
+    """All that the moves ask of the mixture at `u`, from one look at the modes."""
+    modes = mixture.modes
+    z = in_widths(modes, u)
+    tails = _log_tails(jnp.sum(z**2, axis=-1), u.size) + mixture.log_tail[:, None]
+    weight = modes.log_weight - modes.log_volume + jnp.log1p(-WIDE_SHARE)
+    at_modes = tails + weight
     wide = _log_tails(jnp.sum(u**2) / WIDE_SCALE**2, u.size)[-1]
     wide = wide - u.size * jnp.log(WIDE_SCALE) + jnp.log(WIDE_SHARE)
-    return at_modes, wide
+    log_density = jnp.logaddexp(jax.nn.logsumexp(at_modes), wide)
+    return Place(log_shares_at(modes, z), log_density, at_modes)
 
 
 def log_density(mixture: Mixture, u: jax.Array) -> jax.Array:
     """log q(u), normalised."""
-    at_modes, wide = log_components(mixture, u)
-    return jnp.logaddexp(jax.nn.logsumexp(at_modes), wide)
+    return place(mixture, u).log_density
 
 
 def draw(rng_key, mixture: Mixture) -> jax.Array:
     """A draw of q, `(d,)`."""
     wide_key, mode_key, tail_key, chi_key, noise_key = jax.random.split(rng_key, 5)
-    k = jax.random.categorical(mode_key, mixture.modes.log_weight)
-    s = jax.random.categorical(tail_key, mixture.log_tail)
+    k = choose(mode_key, mixture.modes.log_weight)
+    s = choose(tail_key, mixture.log_tail)
     wide = jax.random.uniform(wide_key) < WIDE_SHARE
     s = jnp.where(wide, len(TAILS) - 1, s)
-    center, width, axes, _ = jax.tree.map(lambda leaf: leaf[k], mixture.modes)
+    center, width, axes, *_ = mode_at(mixture.modes, k)
     dtype = center.dtype
     finite = [int(nu) for nu in TAILS if nu != jnp.inf]
     squares = jnp.cumsum(jax.random.normal(chi_key, (max(finite),), dtype) ** 2)
@@ -97,11 +111,10 @@ def draw(rng_key, mixture: Mixture) -> jax.Array:
     return jnp.where(wide, WIDE_SCALE * z, inside)
 
 
-def shares(mixture: Mixture, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Posterior odds of the modes and of the tails at `u`, `(modes,)` and `(tails,)`.
+def odds(at: Place) -> tuple[jax.Array, jax.Array]:
+    """Posterior odds of the modes and of the tails, `(modes,)` and `(tails,)`.
 
     Both sum to one; the wide component counts as none of them.
     """
-    at_modes, _ = log_components(mixture, u)
-    odds = jax.nn.softmax(at_modes.ravel()).reshape(at_modes.shape)
+    odds = jax.nn.softmax(at.log_at_modes.ravel()).reshape(at.log_at_modes.shape)
     return odds.sum(0), odds.sum(1)

@@ -17,23 +17,101 @@ class Modes(NamedTuple):
     width : (modes, d), its standard deviations along its axes.
     axes : (modes, d, d), its principal axes as columns; (modes, 0, 0) above
         `pilot.MAX_DENSE` dimensions, where they are the coordinates themselves.
-    log_weight : (modes,), log of its share of the mass, -inf for a spare row.
+    log_weight : (modes,), log of its share of the mass; -inf for a spare row, which
+        come last.
+    log_volume : (modes,), sum of the logs of its widths.
+    frame, offset : (d, modes d) and (modes d,), such that u @ frame - offset is where
+        u lies in all of them, see `in_widths`; empty where `axes` is.
     """
 
     center: jax.Array
     width: jax.Array
     axes: jax.Array
     log_weight: jax.Array
+    log_volume: jax.Array
+    frame: jax.Array
+    offset: jax.Array
+
+
+class Mode(NamedTuple):
+    """One row of `Modes`."""
+
+    center: jax.Array
+    width: jax.Array
+    axes: jax.Array
+    log_weight: jax.Array
+    log_volume: jax.Array
+
+
+def modes_of(center, width, axes, log_weight) -> Modes:
+    """Modes of these widths; see `Modes`."""
+    frame, offset = jnp.zeros((0, 0), center.dtype), jnp.zeros(0, center.dtype)
+    if axes.size:
+        frame = jnp.moveaxis(axes / width[:, None], 0, 1).reshape(center.shape[1], -1)
+        offset = jax.vmap(into_axes)(axes, center) / width
+    log_volume = jnp.sum(jnp.log(width), axis=-1)
+    return Modes(center, width, axes, log_weight, log_volume, frame, offset.ravel())
+
+
+def mode_at(modes: Modes, k: jax.Array) -> Mode:
+    """The mode number `k`."""
+    return Mode(*(leaf[k] for leaf in modes[: len(Mode._fields)]))
+
+
+def with_mode(modes: Modes, k: jax.Array, center, width, axes) -> Modes:
+    """The modes with another center, width and axes of number `k`."""
+    frame, offset = modes.frame, modes.offset
+    if axes.size:
+        at = k * center.size
+        frame = jax.lax.dynamic_update_slice_in_dim(frame, axes / width, at, 1)
+        there = into_axes(axes, center) / width
+        offset = jax.lax.dynamic_update_slice_in_dim(offset, there, at, 0)
+    return Modes(
+        modes.center.at[k].set(center),
+        modes.width.at[k].set(width),
+        modes.axes.at[k].set(axes),
+        modes.log_weight,
+        modes.log_volume.at[k].set(jnp.sum(jnp.log(width))),
+        frame,
+        offset,
+    )
+
+
+#: Up to this many coordinates a sum of products is over before a product has started.
+SMALL = 16
 
 
 def into_axes(axes: jax.Array, u: jax.Array) -> jax.Array:
-    """Coordinates of `u` along the axes of one mode."""
+    """Coordinates of `u`, `(d,)`, along the axes of one mode."""
+    if 0 < axes.size <= SMALL**2:
+        return jnp.sum(axes * u[:, None], axis=0)
     return axes.T @ u if axes.size else u
 
 
 def out_of_axes(axes: jax.Array, u: jax.Array) -> jax.Array:
     """The inverse of `into_axes`."""
+    if 0 < axes.size <= SMALL**2:
+        return jnp.sum(axes * u, axis=1)
     return axes @ u if axes.size else u
+
+
+def in_widths(modes: Modes, u: jax.Array) -> jax.Array:
+    """Where `u` lies in each mode, along its axes and in its widths.
+
+    One product for all modes, since one for each takes several times as long.
+
+    Returns:
+        Shape `(modes, d)`.
+    """
+    if not modes.frame.size:
+        return (u - modes.center) / modes.width
+    z = jnp.matmul(u, modes.frame, precision="highest") - modes.offset
+    return z.reshape(modes.center.shape)
+
+
+def log_shares_at(modes: Modes, z: jax.Array) -> jax.Array:
+    """`log_shares` of a point whose place `in_widths` is `z`."""
+    return modes.log_weight - modes.log_volume - 0.5 * jnp.sum(z**2, axis=-1)
 
 
 def log_shares(modes: Modes, u: jax.Array, noise: jax.Array | float = 0.0) -> jax.Array:
@@ -47,13 +125,20 @@ def log_shares(modes: Modes, u: jax.Array, noise: jax.Array | float = 0.0) -> ja
     Returns:
         Shape `(modes,)`.
     """
+    variance = modes.width**2 + noise**2
+    squares = (modes.width * in_widths(modes, u)) ** 2 / variance
+    return modes.log_weight - 0.5 * jnp.sum(squares + jnp.log(variance), axis=-1)
 
-    def one(center, width, axes, log_weight):
-        variance = width**2 + noise**2
-        z = into_axes(axes, u - center)
-        return log_weight - 0.5 * jnp.sum(z**2 / variance + jnp.log(variance))
 
-    return jax.vmap(one)(*modes)
+def choose(rng_key: jax.Array, log_weight: jax.Array) -> jax.Array:
+    """An index with probability in proportion to exp(`log_weight`), by inversion.
+
+    One random number, where `jax.random.categorical` draws one for each index.
+    """
+    cumulative = jnp.cumsum(jnp.exp(log_weight - jnp.max(log_weight)))
+    at = jax.random.uniform(rng_key, (), cumulative.dtype) * cumulative[-1]
+    # rounding must not lead past the last that has a weight
+    return jnp.sum((cumulative <= at) & (cumulative < cumulative[-1]))
 
 
 def along_coordinates(width, axes) -> jax.Array:
@@ -63,15 +148,15 @@ def along_coordinates(width, axes) -> jax.Array:
 
 def conditional_width(modes: Modes, u: jax.Array) -> jax.Array:
     """Width of the mode nearest to `u` along each coordinate, `(d,)`."""
-    nearest = jnp.argmax(log_shares(modes, u))
-    return along_coordinates(modes.width[nearest], modes.axes[nearest])
+    nearest = mode_at(modes, jnp.argmax(log_shares(modes, u)))
+    return along_coordinates(nearest.width, nearest.axes)
 
 
 def draw_given_look(rng_key, modes: Modes, m: jax.Array, s: jax.Array) -> jax.Array:
     """A draw of X given X + s z = m, for X from the mixture of the modes."""
     mode_key, noise_key = jax.random.split(rng_key)
-    k = jax.random.categorical(mode_key, log_shares(modes, m, s))
-    center, width, axes, _ = jax.tree.map(lambda leaf: leaf[k], modes)
+    k = choose(mode_key, log_shares(modes, m, s))
+    center, width, axes, *_ = mode_at(modes, k)
     variance = 1.0 / (width**-2.0 + s**-2.0)
     xi = jax.random.normal(noise_key, m.shape, m.dtype)
     z = variance / s**2 * into_axes(axes, m - center) + jnp.sqrt(variance) * xi
@@ -82,27 +167,25 @@ def draw_given_look(rng_key, modes: Modes, m: jax.Array, s: jax.Array) -> jax.Ar
 DEGREES = 4
 
 
-def heavy_log_density(modes: Modes, log_choice: jax.Array, u: jax.Array) -> jax.Array:
-    """Log density at `u` of Student-t components at the modes, up to a constant.
+def heavy_log_density_at(
+    modes: Modes, log_choice: jax.Array, z: jax.Array
+) -> jax.Array:
+    """Log density of Student-t components at the modes, up to a constant.
 
     Args:
         modes: where the components are, and how wide.
         log_choice: log weight of each, shape `(modes,)`.
-        u: shape `(d,)`.
+        z: where the point lies, `in_widths`, `(modes, d)`.
     """
-
-    def one(center, width, axes, _, log_weight):
-        z = into_axes(axes, u - center) / width
-        tail = 0.5 * (DEGREES + u.size) * jnp.log1p(jnp.sum(z**2) / DEGREES)
-        return log_weight - tail - jnp.sum(jnp.log(width))
-
-    return jax.nn.logsumexp(jax.vmap(one)(*modes, log_choice))
+    tail = jnp.log1p(jnp.sum(z**2, axis=-1) / DEGREES)
+    tail = 0.5 * (DEGREES + z.shape[-1]) * tail
+    return jax.nn.logsumexp(log_choice - tail - modes.log_volume)
 
 
 def heavy_draw(rng_key, modes: Modes, k: jax.Array) -> jax.Array:
     """A draw of the Student-t component at mode `k`, shape `(d,)`."""
     noise_key, tail_key = jax.random.split(rng_key)
-    center, width, axes, _ = jax.tree.map(lambda leaf: leaf[k], modes)
+    center, width, axes, *_ = mode_at(modes, k)
     noise = jax.random.normal(noise_key, center.shape, center.dtype)
     chi_square = jnp.sum(jax.random.normal(tail_key, (DEGREES,), center.dtype) ** 2)
     z = noise * jnp.sqrt(DEGREES / chi_square)

@@ -17,9 +17,20 @@ import jax.numpy as jnp
 
 from nutfree.dynamics import mixture as mix
 from nutfree.dynamics.evaluation import is_finite, select
-from nutfree.dynamics.mixture import Mixture
-from nutfree.dynamics.modes import into_axes, log_shares, out_of_axes
-from nutfree.dynamics.polish import Point, mode_at, transported
+from nutfree.dynamics.mixture import Mixture, Place
+from nutfree.dynamics.modes import choose, into_axes, mode_at, out_of_axes
+from nutfree.dynamics.polish import Point, transported
+
+
+class Placed(NamedTuple):
+    """A point, and what the mixture makes of it."""
+
+    point: Point
+    place: Place
+
+
+def placed(point: Point, mixture: Mixture) -> Placed:
+    return Placed(point, mix.place(mixture, point.u))
 
 
 class Proposed(NamedTuple):
@@ -36,21 +47,21 @@ class Proposed(NamedTuple):
     tails: jax.Array
 
 
-def _metropolis(rng_key, new: Point, old: Point, log_ratio):
-    """`(point, acceptance probability)`; a point that is not finite is refused."""
-    finite = is_finite(new, log_ratio)
+def _metropolis(rng_key, new: Placed, old: Placed, log_ratio):
+    """`(placed, acceptance probability)`; a point that is not finite is refused."""
+    finite = is_finite(new.point, log_ratio)
     rate = jnp.where(finite, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
     return select(jax.random.uniform(rng_key) < rate, new, old), rate
 
 
 def local_move(
-    rng_key, point: Point, evaluate, mixture: Mixture, *, step_size, num_steps, count
+    rng_key, start: Placed, evaluate, mixture: Mixture, *, step_size, num_steps, count
 ):
     """One Hamiltonian trajectory in the metric of a mode that `u` may belong to.
 
     Args:
         rng_key: a key.
-        point: where the chain is.
+        start: where the chain is.
         evaluate: `(u, count) -> (log density, gradient, count)`.
         mixture: q.
         step_size: in widths of the mode.
@@ -58,15 +69,15 @@ def local_move(
         count: gradients so far.
 
     Returns:
-        `(point, acceptance probability, count)`.
+        `(placed, acceptance probability, count)`.
     """
     mode_key, momentum_key, accept_key = jax.random.split(rng_key, 3)
-    old = log_shares(mixture.modes, point.u)
-    j = jax.random.categorical(mode_key, old)
+    point = start.point
+    j = choose(mode_key, start.place.log_shares)
     mode = mode_at(mixture.modes, j)
     momentum = jax.random.normal(momentum_key, point.u.shape, point.u.dtype)
     # so turned that the order and the signs of the axes do not matter
-    start = into_axes(mode.axes, momentum)
+    momentum = into_axes(mode.axes, momentum)
 
     def force(grad):
         return mode.width * into_axes(mode.axes, grad)
@@ -77,46 +88,51 @@ def local_move(
         value, grad, count = evaluate(u, count)
         return Point(u, value, grad), velocity + step_size * force(grad), count
 
-    velocity = start + 0.5 * step_size * force(point.grad)
+    velocity = momentum + 0.5 * step_size * force(point.grad)
     new, velocity, count = jax.lax.fori_loop(
         0, num_steps, leap, (point, velocity, jnp.asarray(count))
     )
     velocity = velocity - 0.5 * step_size * force(new.grad)
-    shares = jax.nn.log_softmax(log_shares(mixture.modes, new.u))
-    log_ratio = new.value - point.value + shares[j] - jax.nn.log_softmax(old)[j]
-    log_ratio = log_ratio + 0.5 * jnp.sum(start**2 - velocity**2)
-    return *_metropolis(accept_key, new, point, log_ratio), count
+    end = placed(new, mixture)
+    log_ratio = new.value - point.value + _log_odds(end, j) - _log_odds(start, j)
+    log_ratio = log_ratio + 0.5 * jnp.sum(momentum**2 - velocity**2)
+    return *_metropolis(accept_key, end, start, log_ratio), count
 
 
-def transport_move(rng_key, point: Point, evaluate, mixture: Mixture, count):
-    """From one mode to the like place in another: `(point, rate, count)`."""
+def _log_odds(at: Placed, j) -> jax.Array:
+    return jax.nn.log_softmax(at.place.log_shares)[j]
+
+
+def transport_move(rng_key, start: Placed, evaluate, mixture: Mixture, count):
+    """From one mode to the like place in another: `(placed, rate, count)`."""
     from_key, to_key, accept_key = jax.random.split(rng_key, 3)
     modes = mixture.modes
-    old = log_shares(modes, point.u)
-    j = jax.random.categorical(from_key, old)
-    k = jax.random.categorical(to_key, modes.log_weight)
+    j = choose(from_key, start.place.log_shares)
+    k = choose(to_key, modes.log_weight)
     here, there = mode_at(modes, j), mode_at(modes, k)
-    u = transported(point.u, here, there)
+    u = transported(start.point.u, here, there)
     value, grad, count = evaluate(u, count)
-    forth = modes.log_weight[k] + jax.nn.log_softmax(old)[j]
-    back = modes.log_weight[j] + jax.nn.log_softmax(log_shares(modes, u))[k]
-    log_ratio = value - point.value + back - forth
-    log_ratio = log_ratio + jnp.sum(jnp.log(there.width / here.width))
-    return *_metropolis(accept_key, Point(u, value, grad), point, log_ratio), count
+    end = placed(Point(u, value, grad), mixture)
+    forth = modes.log_weight[k] + _log_odds(start, j)
+    back = modes.log_weight[j] + _log_odds(end, k)
+    log_ratio = value - start.point.value + back - forth
+    log_ratio = log_ratio + there.log_volume - here.log_volume
+    return *_metropolis(accept_key, end, start, log_ratio), count
 
 
-def global_move(rng_key, point: Point, evaluate, mixture: Mixture, count):
-    """A draw of q: `(point, Proposed, count)`."""
+def global_move(rng_key, start: Placed, evaluate, mixture: Mixture, count):
+    """A draw of q: `(placed, Proposed, count)`."""
     draw_key, accept_key = jax.random.split(rng_key)
     u = mix.draw(draw_key, mixture)
     value, grad, count = evaluate(u, count)
-    new = Point(u, value, grad)
-    there = value - mix.log_density(mixture, u)
-    here = point.value - mix.log_density(mixture, point.u)
-    before, after = mix.shares(mixture, point.u), mix.shares(mixture, u)
-    moved, rate = _metropolis(accept_key, new, point, there - here)
+    end = placed(Point(u, value, grad), mixture)
+    there = value - end.place.log_density
+    here = start.point.value - start.place.log_density
+    moved, rate = _metropolis(accept_key, end, start, there - here)
     occupancy, tails = jax.tree.map(
-        lambda b, a: (1 - rate) * b + rate * jnp.nan_to_num(a), before, after
+        lambda b, a: (1 - rate) * b + rate * jnp.nan_to_num(a),
+        mix.odds(start.place),
+        mix.odds(end.place),
     )
-    there = jnp.where(is_finite(new, there), there, -jnp.inf)
+    there = jnp.where(is_finite(end.point, there), there, -jnp.inf)
     return moved, Proposed(rate, there, occupancy, tails), count

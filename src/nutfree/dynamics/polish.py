@@ -23,11 +23,15 @@ import jax.numpy as jnp
 
 from nutfree.dynamics.evaluation import is_finite, select
 from nutfree.dynamics.modes import (
+    Mode,
     Modes,
+    choose,
     heavy_draw,
-    heavy_log_density,
+    heavy_log_density_at,
+    in_widths,
     into_axes,
-    log_shares,
+    log_shares_at,
+    mode_at,
     out_of_axes,
 )
 
@@ -99,8 +103,8 @@ def polish(
         jumped = i * num_jumps // num_moves
         jumps = (i + 1) * num_jumps // num_moves > jumped
         fresh = jumps & (jumped % 2 == 1)
-        j = jax.random.categorical(from_key, shares)
-        k = jax.random.categorical(to_key, log_choice)
+        j = choose(from_key, shares)
+        k = choose(to_key, log_choice)
         here = mode_at(modes, jnp.where(jumps, j, jnp.argmax(shares)))
         target = mode_at(modes, k)
         turn = turns[i % len(TURNS)]
@@ -113,18 +117,22 @@ def polish(
         )
         u = jnp.where(fresh, heavy_draw(fresh_key, modes, k), u)
         value, grad, count = evaluate(u, count)
-        new, new_shares = Point(u, value, grad), log_shares(modes, u)
+        new, new_place = Point(u, value, grad), in_widths(modes, u)
+        new_shares = log_shares_at(modes, new_place)
 
         there = mode_at(modes, jnp.argmax(new_shares))
-        langevin_ratio = 0.5 * jnp.sum(
-            noise**2 - _residual(new, there, step, point.u) ** 2
-        ) + jnp.sum(jnp.log(here.width / there.width))
+        langevin_ratio = (
+            0.5 * jnp.sum(noise**2 - _residual(new, there, step, point.u) ** 2)
+            + here.log_volume
+            - there.log_volume
+        )
         jump_ratio = (
-            jnp.sum(jnp.log(target.width / here.width))
+            target.log_volume
+            - here.log_volume
             + (jax.nn.log_softmax(new_shares)[k] - log_choice[k])
             - (jax.nn.log_softmax(shares)[j] - log_choice[j])
         )
-        new_heavy = heavy_log_density(modes, log_choice, u)
+        new_heavy = heavy_log_density_at(modes, log_choice, new_place)
         jump_ratio = jnp.where(fresh, heavy - new_heavy, jump_ratio)
         log_ratio = value - point.value + jnp.where(jumps, jump_ratio, langevin_ratio)
         log_ratio = jnp.where(is_finite(new, log_ratio), log_ratio, -jnp.inf)
@@ -138,8 +146,9 @@ def polish(
         return point, shares, heavy, rates, made, count
 
     none = jnp.zeros(2, point.value.dtype)
-    shares = log_shares(modes, point.u)
-    heavy = heavy_log_density(modes, log_choice, point.u)
+    place = in_widths(modes, point.u)
+    shares = log_shares_at(modes, place)
+    heavy = heavy_log_density_at(modes, log_choice, place)
     start = (point, shares, heavy, none, none, jnp.asarray(count))
     point, _, _, rates, made, count = jax.lax.fori_loop(0, num_moves, move, start)
     # a kind of move that was never made has no rate
@@ -147,25 +156,20 @@ def polish(
     return Polished(point, means[0], means[1], jnp.asarray(count))
 
 
-def mode_at(modes: Modes, k: jax.Array) -> Modes:
-    """The row `k` of each array."""
-    return jax.tree.map(lambda leaf: leaf[k], modes)
-
-
-def _langevin(point: Point, mode: Modes, step_size, noise) -> jax.Array:
+def _langevin(point: Point, mode: Mode, step_size, noise) -> jax.Array:
     drift = 0.5 * step_size * mode.width * into_axes(mode.axes, point.grad)
     move = mode.width * (drift + jnp.sqrt(step_size) * noise)
     return point.u + out_of_axes(mode.axes, move)
 
 
-def _residual(start: Point, mode: Modes, step_size, end) -> jax.Array:
+def _residual(start: Point, mode: Mode, step_size, end) -> jax.Array:
     """The noise of the Langevin step from `start` to `end`."""
     drift = 0.5 * step_size * mode.width * into_axes(mode.axes, start.grad)
     moved = into_axes(mode.axes, end - start.u) / mode.width
     return (moved - drift) / jnp.sqrt(step_size)
 
 
-def transported(u, old: Modes, new: Modes) -> jax.Array:
+def transported(u, old: Mode, new: Mode) -> jax.Array:
     """Where `u` lies in the mode `new` if it lay there as it does in `old`."""
     # C^(1/2) = A diag(w) A' does not depend on the order or the signs of the axes
     z = out_of_axes(old.axes, into_axes(old.axes, u - old.center) / old.width)

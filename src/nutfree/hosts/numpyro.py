@@ -297,10 +297,11 @@ class NutfreeKernel(MCMCKernel):
         )
         adapt = state.adapt_state
         if self._num_warmup:
-            adapt = jax.lax.cond(
-                state.i < self._num_warmup,
-                lambda adapt: self._tune(state.i, adapt, kernel_state, info),
-                lambda adapt: adapt,
+            # a loop of one turn or none: unlike a condition's, its carry is not copied
+            adapt = jax.lax.fori_loop(
+                0,
+                jnp.asarray(state.i < self._num_warmup, int),
+                lambda _, adapt: self._tune(state.i, adapt, kernel_state, info),
                 adapt,
             )
         dtype = state.total_grad_evals.dtype

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from nutfree.dynamics.denoisers import slow_fast
+from nutfree.dynamics.modes import modes_of
 from nutfree.dynamics.paths import looks_path
 from nutfree.dynamics.polish import polish, start_at
 from nutfree.kernels import _path
@@ -98,7 +99,7 @@ def build_kernel(
             end_key,
             start,
             tilted,
-            at.modes._replace(width=width),
+            modes_of(at.modes.center, width, *at.modes[2:4]),
             step_size=at.step_size,
             num_steps=num_tilted_steps,
             num_jumps=0,

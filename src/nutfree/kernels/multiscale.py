@@ -25,8 +25,8 @@ from nutfree.adaptation import Warmup
 from nutfree.adaptation.mixture import mixture_warmup
 from nutfree.adaptation.pilot import standardised
 from nutfree.dynamics.evaluation import counted_value_and_grad, flatten
-from nutfree.dynamics.mixture import TAILS, log_density
-from nutfree.dynamics.moves import global_move, local_move, transport_move
+from nutfree.dynamics.mixture import TAILS
+from nutfree.dynamics.moves import global_move, local_move, placed, transport_move
 from nutfree.dynamics.polish import Point
 from nutfree.registry import KernelSpec, option
 from nutfree.target import Position
@@ -84,30 +84,27 @@ def build_kernel(*, num_rounds: int = 2, num_steps: int = 5):
         x, logdensity, unravel = flatten(state.position, logdensity_fn)
         evaluate = counted_value_and_grad(standardised(logdensity, center, scale))
         grad, _ = ravel_pytree(state.logdensity_grad)
-        start = Point((x - center) / scale, state.logdensity, scale * grad)
+        point = Point((x - center) / scale, state.logdensity, scale * grad)
+        start = placed(point, mixture)
         log_det = jnp.sum(jnp.log(scale))
 
         def one_round(i, carry):
-            point, info, count = carry
+            at, info, count = carry
             keys = jax.random.split(jax.random.fold_in(rng_key, i), 5)
-            point, proposed, count = global_move(
-                keys[0], point, evaluate, mixture, count
-            )
+            at, proposed, count = global_move(keys[0], at, evaluate, mixture, count)
             jitter = jax.random.uniform(keys[1], (), x.dtype, 0.6, 1.0)
             # a short trajectory gets away from where a long one is always rejected
             short = (i > 0) & (jax.random.uniform(keys[2]) < 0.125)
-            point, local, count = local_move(
+            at, local, count = local_move(
                 keys[3],
-                point,
+                at,
                 evaluate,
                 mixture,
                 step_size=step_size * jnp.where(short, 0.05, jitter),
                 num_steps=num_steps,
                 count=count,
             )
-            point, transport, count = transport_move(
-                keys[4], point, evaluate, mixture, count
-            )
+            at, transport, count = transport_move(keys[4], at, evaluate, mixture, count)
             ratio = proposed.log_importance + log_det
             info = info._replace(
                 acceptance_rate=jnp.where(i == 0, local, info.acceptance_rate),
@@ -117,7 +114,7 @@ def build_kernel(*, num_rounds: int = 2, num_steps: int = 5):
                 occupancy=info.occupancy + proposed.occupancy / num_rounds,
                 tails=info.tails + proposed.tails / num_rounds,
             )
-            return point, info, count
+            return at, info, count
 
         none = jnp.zeros((), x.dtype)
         info = MultiscaleInfo(
@@ -130,11 +127,11 @@ def build_kernel(*, num_rounds: int = 2, num_steps: int = 5):
             jnp.zeros(len(TAILS), x.dtype),
             jnp.asarray(0),
         )
-        point, info, count = jax.lax.fori_loop(
+        (point, place), info, count = jax.lax.fori_loop(
             0, num_rounds, one_round, (start, info, jnp.asarray(0))
         )
         info = info._replace(
-            log_importance=point.value - log_density(mixture, point.u) + log_det,
+            log_importance=point.value - place.log_density + log_det,
             num_grad_evals=count,
         )
         position = unravel(center + scale * point.u)

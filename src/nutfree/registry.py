@@ -84,6 +84,9 @@ class KernelSpec:
         bias: for a biased kernel, which option reduces the bias, and what shows it.
         concerns: `concerns(params) -> list of str`, what the first parameters, those
             that the user fixed among them, say against a run; the host warns of it.
+        findings: `findings(params) -> dict`, what else warm-up found of one chain that
+            a user may want to read, by name, besides the params that are single
+            numbers.
         exact_form: name of the exact kernel that `exact=True` stands for, where there
             is one for the same posteriors.
         collects: fields of Info that the hosts collect with every draw. The report
@@ -108,6 +111,7 @@ class KernelSpec:
     guarantee: str = "exact"
     bias: str = ""
     concerns: Callable[[dict], list[str]] | None = None
+    findings: Callable[[dict], dict[str, Any]] | None = None
     exact_form: str | None = None
     collects: tuple[str, ...] = ()
     uses_gradient: bool = True

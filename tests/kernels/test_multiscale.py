@@ -3,6 +3,7 @@
 With fixed seeds, false alarms are below 1e-3 for the file.
 """
 
+import json
 import warnings
 
 import jax
@@ -33,11 +34,13 @@ def three(x):
     return jax.nn.logsumexp(jnp.log(WEIGHTS) - LOG_DET - 0.5 * squares)
 
 
+THREE = Target(three, position={"x": jnp.zeros(3)})
+
+
 @pytest.fixture(scope="module")
 def run():
-    target = Target(three, position={"x": jnp.zeros(3)})
     options = {"num_starts": 256, "num_modes": 16}
-    return sample(target, spec=SPEC, num_warmup=200, num_samples=4000, **options)
+    return sample(THREE, spec=SPEC, num_warmup=200, num_samples=4000, **options)
 
 
 def test_modes_have_their_weights_means_and_covariances(run):
@@ -102,12 +105,18 @@ def test_mode_that_the_pilot_missed_is_met_by_the_wide_component():
 
 
 def test_pilot_with_no_room_for_all_modes_tells_the_user():
-    target = Target(three, position={"x": jnp.zeros(3)})
     with pytest.warns(UserWarning, match="num_modes=8"):
-        run_pilot(target, num_modes=2)
+        run_pilot(THREE, num_modes=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run_pilot(target, num_modes=16)
+        run_pilot(THREE, num_modes=16)
+
+
+def test_modes_that_the_pilot_found_are_in_the_report():
+    kernel = nf.kernel("multiscale", THREE, num_starts=64, num_modes=16)
+    settings = {"num_warmup": 2, "num_samples": 8, "num_chains": 1}
+    tree = nf.sample(kernel, progress_bar=False, **settings)
+    assert json.loads(tree.sample_stats.attrs["tuned"])["num_modes"] == [3]
 
 
 def run_pilot(target, **options):

@@ -125,6 +125,7 @@ def test_report_is_self_contained_and_escaped(comparison, tmp_path):
     assert "http://" not in page
     assert "https://" not in page
     assert page.count("data:image/png;base64,") == 4
+    assert "step_size 0." in page  # as mala found it
     assert "<b>mala" not in comparison._repr_html_()
 
 

@@ -78,6 +78,9 @@ def test_our_kernels_report_totals_and_options():
     totals = float(np.sum(mcmc.last_state.total_grad_evals))
     assert stats.attrs["num_grad_evals"] == totals
     assert json.loads(stats.attrs["options"]) == {"step_size": 0.1}
+    assert json.loads(stats.attrs["tuned"]) == {
+        "step_size": pytest.approx([0.1] * mcmc.num_chains)
+    }
     assert stats.attrs["kernel"] == "mala"
     assert {"num_grad_evals", "num_density_evals", "lp"} <= set(stats.data_vars)
     assert "tree_depth" not in stats

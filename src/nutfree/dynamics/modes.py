@@ -53,6 +53,11 @@ def modes_of(center, width, axes, log_weight) -> Modes:
     return Modes(center, width, axes, log_weight, log_volume, frame, offset.ravel())
 
 
+def number_of(modes: Modes) -> jax.Array:
+    """How many there are, spare rows left out."""
+    return jnp.sum(jnp.isfinite(modes.log_weight))
+
+
 def mode_at(modes: Modes, k: jax.Array) -> Mode:
     """The mode number `k`."""
     return Mode(*(leaf[k] for leaf in modes[: len(Mode._fields)]))

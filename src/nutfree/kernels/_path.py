@@ -19,7 +19,12 @@ from nutfree.adaptation.pilot import standardised
 from nutfree.dynamics import skrock
 from nutfree.dynamics.denoisers import slow_fast
 from nutfree.dynamics.evaluation import counted_value_and_grad, flatten
-from nutfree.dynamics.modes import Modes, conditional_width, draw_given_look
+from nutfree.dynamics.modes import (
+    Modes,
+    conditional_width,
+    draw_given_look,
+    number_of,
+)
 from nutfree.dynamics.paths import SCHEDULES, annealed_path, noise_levels
 from nutfree.dynamics.polish import Point, polish, start_at
 from nutfree.dynamics.slow import Slow
@@ -252,6 +257,10 @@ class LevelOptions:
         "modes, or at the look itself, which finds modes that the pilot missed",
         choices=("modes", "look"),
     )
+
+
+def findings(params: dict) -> dict[str, jax.Array]:
+    return {"num_modes": number_of(params["modes"])}
 
 
 def concerns(params: dict) -> list[str]:

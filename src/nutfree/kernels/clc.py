@@ -151,5 +151,6 @@ SPEC = KernelSpec(
     "between chains, each with a pilot of its own, shows it; final='jump' shrinks the "
     "law by about noise^2 / num_looks",
     concerns=_path.concerns,
+    findings=_path.findings,
     recommended=True,
 )

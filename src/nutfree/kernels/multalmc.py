@@ -92,6 +92,7 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=Options,
     concerns=_path.concerns,
+    findings=_path.findings,
     draws="independent",
     guarantee="biased",
     bias="each draw is a fresh path followed by finitely many exact moves: inside a "

@@ -92,6 +92,7 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=Options,
     concerns=_path.concerns,
+    findings=_path.findings,
     draws="independent",
     guarantee="biased",
     exact_form="multiscale",

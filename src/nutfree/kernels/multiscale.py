@@ -26,6 +26,7 @@ from nutfree.adaptation.mixture import mixture_warmup
 from nutfree.adaptation.pilot import standardised
 from nutfree.dynamics.evaluation import counted_value_and_grad, flatten
 from nutfree.dynamics.mixture import TAILS
+from nutfree.dynamics.modes import number_of
 from nutfree.dynamics.moves import global_move, local_move, placed, transport_move
 from nutfree.dynamics.polish import Point
 from nutfree.registry import KernelSpec, option
@@ -174,6 +175,10 @@ class Options:
     )
 
 
+def findings(params: dict) -> dict[str, jax.Array]:
+    return {"num_modes": number_of(params["mixture"].modes)}
+
+
 def concerns(params: dict) -> list[str]:
     """What the pilot's modes say against it, for the user to read."""
     live = jnp.isfinite(params["mixture"].modes.log_weight)
@@ -198,6 +203,7 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=Options,
     concerns=concerns,
+    findings=findings,
     draws="chain",
     guarantee="exact",
     collects=("log_importance", "proposal_log_importance"),

@@ -218,11 +218,27 @@ def _run_attrs(
     return {
         "kernel": spec.name if spec is not None else type(sampler).__name__.lower(),
         "options": getattr(sampler, "options", {}),
+        **_tuned(spec, state),
         "nutfree_version": version("nutfree"),
         "inference_library": "numpyro",
         **evals,
         **attrs,
     }
+
+
+def _tuned(spec: Any, state: Any) -> dict[str, Any]:
+    """What warm-up found, a list over chains for each number."""
+    params = getattr(getattr(state, "adapt_state", None), "params", None)
+    if spec is None or not isinstance(params, Mapping):
+        return {}
+    chain_axes = np.ndim(state.diverging)
+    found = {
+        k: v for k, v in params.items() if _is_array(v) and np.ndim(v) == chain_axes
+    }
+    if spec.findings is not None:
+        findings = jax.vmap(spec.findings) if chain_axes else spec.findings
+        found |= findings(params)
+    return {"tuned": {k: np.ravel(v).tolist() for k, v in found.items()}}
 
 
 def _plain_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 import base64
 import io
 import json
+from collections.abc import Mapping
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
     from matplotlib.figure import Figure
 
     from nutfree.report.compare import Comparison
@@ -69,6 +71,24 @@ def _figure_html(figure: "Figure", alt: str) -> str:
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
 
 
+def _rows(cells: Mapping[str, str]) -> str:
+    return "".join(
+        f"<tr><th class='name'>{escape(name)}</th><td class='text'>"
+        f"<code>{escape(text)}</code></td></tr>"
+        for name, text in cells.items()
+    )
+
+
+def _tuned(tree: "xr.DataTree") -> str:
+    """What warm-up found, each number once a chain."""
+    found = json.loads(tree["sample_stats"].attrs.get("tuned", "{}"))
+    each = (
+        f"{name} {' '.join(f'{v:.3g}' for v in values)}"
+        for name, values in found.items()
+    )
+    return "; ".join(each)
+
+
 def _version(package: str) -> str:
     try:
         return version(package)
@@ -92,12 +112,12 @@ def render(comparison: "Comparison") -> str:
         f"<h2>{escape(title)}</h2>{_figure_html(figure, title)}"
         for title, figure in plots
     )
-    options = "".join(
-        f"<tr><th class='name'>{escape(name)}</th><td class='text'>"
-        f"<code>{escape(json.dumps(chosen, default=repr) if chosen else 'defaults')}"
-        "</code></td></tr>"
+    options = {
+        name: json.dumps(chosen, default=repr) if chosen else "defaults"
         for name, chosen in comparison.options.items()
-    )
+    }
+    tuned = {name: _tuned(tree) for name, tree in comparison.trees.items()}
+    tuned = {name: text for name, text in tuned.items() if text}
     caveats = "".join(
         f"<li><b>{escape(name)}</b>: {escape(text)}.</li>"
         for name, text in comparison.caveats.items()
@@ -118,7 +138,8 @@ Evaluations are totals over chains, warm-up included where the kernel counts it;
 include compilation.</p>
 {f"<h2>Bias</h2><ul>{caveats}</ul>" if caveats else ""}
 {figures}
-<h2>Options</h2><table>{options}</table>
+<h2>Options</h2><table>{_rows(options)}</table>
+{f"<h2>Found in warm-up, by chain</h2><table>{_rows(tuned)}</table>" if tuned else ""}
 <h2>Versions</h2><p>{escape(versions)}</p>
 </body></html>
 """

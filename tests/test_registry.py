@@ -137,3 +137,17 @@ def test_another_package_adds_a_kernel_by_an_entry_point(tmp_path):
         check=True,
     )
     assert result.stdout.split() == ["mymala", "True"]
+
+
+@pytest.mark.parametrize("name", [3, None, nf.mala])
+def test_a_kernel_that_is_no_name_is_refused(name):
+    with pytest.raises(nf.UnknownKernel, match="write its name"):
+        nf.kernel(name, lambda: None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_options_must_be_finite(value):
+    with pytest.raises(nf.InvalidOption, match="'batch_size'"):
+        nf.kernel("sgld", lambda: None, batch_size=value)
+    with pytest.raises(nf.InvalidOption, match="'step_size'"):
+        nf.kernel("mala", lambda: None, step_size=value)

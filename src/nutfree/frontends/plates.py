@@ -42,6 +42,11 @@ def data_plate(model, trace, args, kwargs, wanted):
                 f"'{plate}', so rows cannot be left out. Integrate it out, or use a "
                 "kernel that takes all rows."
             )
+        elif plates[plate] < 3:
+            advice = (
+                f"the plate '{plate}' has {plates[plate]} of the 3 rows that a batch "
+                "takes at least. Pass more data, or use a kernel that takes all rows."
+            )
         elif not _subsamples(model, plate, plates[plate], args, kwargs):
             site = observed[plate]
             advice = (
@@ -61,8 +66,6 @@ def data_plate(model, trace, args, kwargs, wanted):
 
 def _subsamples(model, plate, size, args, kwargs) -> bool:
     """Whether the model runs on fewer rows of the plate than there are."""
-    if size < 3:
-        return False
     terms = row_terms(model, plate, size, args, kwargs)
     rows = jax.ShapeDtypeStruct((size - 1,), jnp.int32)
     try:

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from nutfree.errors import CheckpointMismatch
 from nutfree.hosts.checkpoint import Checkpoint, fingerprint, versions
+from nutfree.hosts.checks import check_fields
 from nutfree.hosts.numpyro import NutfreeKernel
 
 #: What is collected besides the default fields where the kernel's state has it.
@@ -216,6 +217,7 @@ class PiecewiseMCMC(MCMC):
         """`program(state, n, thinning, *feed)`, compiled."""
         kernel = self.sampler
         vectorized = self.chain_method == "vectorized"
+        check_fields(state, extra_fields, _has)
         wanted = (*kernel.default_fields, *_FIELDS, *extra_fields)
         fields = tuple(dict.fromkeys(f for f in wanted if _has(state, f)))
         collect = nested_attrgetter(*fields)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 from numpyro.infer.mcmc import MCMCKernel
 
-from nutfree.errors import InvalidOption
+from nutfree.errors import InvalidOption, NutfreeError
 from nutfree.frontends.disk import DiskRows
 from nutfree.frontends.windows import find
+from nutfree.hosts.checks import check_init_params, check_settings, explain
 from nutfree.hosts.numpyro import NutfreeKernel
 from nutfree.hosts.pieces import PiecewiseMCMC
 from nutfree.hosts.stream import StreamedMCMC, check_streams, loaded
@@ -64,6 +65,8 @@ def sample(
         the draws made so far and a warning.
 
     Raises:
+        InvalidOption: for a setting that makes no run, a field that the kernel's state
+            does not have, or init_params that do not fit the model.
         CheckpointMismatch: if the folder is of another kernel, model, data or setting.
         MissingCapability, UnsupportedModel, InvalidData, NoFiniteStart: see
             `nutfree.errors`.
@@ -81,6 +84,16 @@ def sample(
             f"The first argument is a {type(kernel).__name__}; pass a kernel, such as "
             'nutfree.kernel("multiscale", model).'
         )
+    check_settings(
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        num_chains=num_chains,
+        seed=seed,
+        thinning=thinning,
+        chain_method=chain_method,
+    )
+    if init_params is not None and num_chains > 1:
+        check_init_params(init_params, None, num_chains)
     args, kwargs = loaded(args, kwargs)
     streamed = find(DiskRows, (args, kwargs))
     if streamed:
@@ -95,13 +108,19 @@ def sample(
         progress_bar=progress_bar,
     )
     mcmc.checkpoint = checkpoint
-    mcmc.run(
-        jax.random.key(seed),
-        *args,
-        init_params=init_params,
-        extra_fields=extra_fields,
-        **kwargs,
-    )
+    try:
+        mcmc.run(
+            jax.random.key(seed),
+            *args,
+            init_params=init_params,
+            extra_fields=extra_fields,
+            **kwargs,
+        )
+    except NutfreeError:
+        raise
+    except Exception:
+        explain(kernel, args, kwargs)
+        raise
     tree = to_arviz(
         mcmc,
         seconds=mcmc.seconds,

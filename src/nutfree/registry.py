@@ -174,7 +174,10 @@ def _checked(kernel: str, spec: Field, value: Any, hint: Any) -> Any:
     if bool in kinds or isinstance(value, bool):
         if bool in kinds and isinstance(value, bool):
             return value
-        raise InvalidOption(f"{where} is {value!r}; {spec.metadata['help']}")
+        wanted = "True or False" if bool in kinds else "a number"
+        raise InvalidOption(
+            f"{where} is {value!r}; write {wanted} ({spec.metadata['help']})."
+        )
     if int in kinds and float not in kinds:
         if _no_number(value) or not float(value).is_integer():
             raise InvalidOption(f"{where} is {value!r}; write a whole number.")

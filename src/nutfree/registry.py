@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache, partial
@@ -252,7 +253,14 @@ def _load() -> None:
         for spec in getattr(module, "SPECS", None) or (module.SPEC,):
             _registered.setdefault(spec.name, register(spec))
     for entry in entry_points(group=GROUP):
-        register(entry.load())
+        try:
+            register(entry.load())
+        except Exception as error:  # another package's, and the others still work
+            warnings.warn(
+                f"The kernel '{entry.name}' ({entry.value}) of another package cannot "
+                f"be loaded: {type(error).__name__}: {error}",
+                stacklevel=2,
+            )
 
 
 def specs() -> dict[str, KernelSpec]:

@@ -220,7 +220,10 @@ class PiecewiseMCMC(MCMC):
         check_fields(state, extra_fields, _has)
         wanted = (*kernel.default_fields, *_FIELDS, *extra_fields)
         fields = tuple(dict.fromkeys(f for f in wanted if _has(state, f)))
-        collect = nested_attrgetter(*fields)
+        getters = {field: nested_attrgetter(field) for field in fields}
+
+        def collect(state):
+            return {field: get(state) for field, get in getters.items()}
 
         def run(state, n, thinning, *feed):
             args, kwargs = self._data(*feed)
@@ -231,10 +234,11 @@ class PiecewiseMCMC(MCMC):
                 state = jax.lax.fori_loop(
                     0, thinning, lambda _, s: kernel.sample(s, args, kwargs), state
                 )
-                values = dict(zip(fields, collect(state)))
-                return state, jax.tree.map(lambda m, v: m.at[i].set(v), made, values)
+                return state, jax.tree.map(
+                    lambda m, v: m.at[i].set(v), made, collect(state)
+                )
 
-            shapes = jax.eval_shape(lambda s: dict(zip(fields, collect(s))), state)
+            shapes = jax.eval_shape(collect, state)
             made = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), shapes)
             state, made = jax.lax.fori_loop(0, n, draw, (state, made))
             z = made[fields[0]]

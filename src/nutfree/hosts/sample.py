@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import jax
+from numpyro.infer.ensemble import EnsembleSampler
 from numpyro.infer.mcmc import MCMCKernel
 
 from nutfree.errors import InvalidOption, NutfreeError
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def _chain_method(kernel: MCMCKernel, num_chains: int) -> str:
-    """Vectorized where every transition costs the same, else one after the other."""
-    if isinstance(kernel, NutfreeKernel):
+    """Vectorized where transitions cost the same or are of all chains together."""
+    if isinstance(kernel, NutfreeKernel | EnsembleSampler):
         return "vectorized"
     return "parallel" if 1 < num_chains <= jax.local_device_count() else "sequential"
 

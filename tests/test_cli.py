@@ -123,6 +123,14 @@ def test_data_that_fail_name_the_line(tmp_path):
     assert "data() that fails (line 5): FileNotFoundError" in said
 
 
+def test_without_matplotlib_a_report_is_refused_before_the_run(
+    model_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("nutfree.report.plots.find_spec", lambda name: None)
+    args = ["compare", model_file, "--kernels", "nuts", "--out", str(tmp_path / "out")]
+    assert "pip install matplotlib" in refused(*args)
+
+
 def test_a_directory_that_cannot_be_made(model_file, tmp_path):
     (tmp_path / "taken").touch()
     out = str(tmp_path / "taken" / "out")

@@ -155,6 +155,9 @@ def _text(value: Any) -> str:
 
 
 def _directory(out: Path) -> Path:
+    from nutfree.report.plots import check_matplotlib
+
+    check_matplotlib()  # before the run, not after it
     if out.exists() and not out.is_dir():
         raise _BadInput(f"--out '{out}' is a file; name a directory.")
     try:
@@ -291,11 +294,11 @@ def compare(
             console.print(f"{name}: {verdict}", markup=False)
         console.print(found.recommendation, markup=False, style="bold")
         if folder is not None:
-            found.to_html(folder / "report.html")
             found.table.to_csv(folder / "table.csv")
-            found.plot().savefig(folder / "comparison.png", dpi=120)
             for name, tree in found.trees.items():
                 _save(tree, name, folder)
+            found.to_html(folder / "report.html")
+            found.plot().savefig(folder / "comparison.png", dpi=120)
             console.print(f"Written to {folder}", markup=False)
 
 

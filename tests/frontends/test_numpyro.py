@@ -299,3 +299,25 @@ def test_prior_and_split_have_the_jacobian_also_where_sites_are_renamed(wrap, da
     term = sum(part.value(values[name]) for name, part in nonsmooth.items())
     parts = smooth - term + target.split.log_det(position)
     assert float(parts) == pytest.approx(whole, rel=1e-4)
+
+
+def centred_in_its_batch(y):
+    mu = numpyro.sample("mu", dist.Normal())
+    with numpyro.plate("data", len(y)):
+        y = numpyro.subsample(y, event_dim=0)
+        numpyro.sample("y", dist.Normal(mu, 1), obs=y - jnp.mean(y))
+
+
+def counted_outside_the_plate(y):
+    mu = numpyro.sample("mu", dist.Normal())
+    with numpyro.plate("data", len(y)):
+        y = numpyro.subsample(y, event_dim=0)
+        numpyro.sample("y", dist.Normal(mu, 1), obs=y)
+    numpyro.factor("again", mu * jnp.sum(y))
+
+
+@pytest.mark.parametrize("model", [centred_in_its_batch, counted_outside_the_plate])
+def test_rows_that_depend_on_their_batch_are_refused(model):
+    target = model_target(model, (jnp.arange(5.0) ** 2,))
+    assert target.minibatch is None
+    assert "depends on the other rows" in target.advice["minibatch"]

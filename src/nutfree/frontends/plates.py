@@ -54,6 +54,12 @@ def data_plate(model, trace, args, kwargs, wanted):
                 f"data = numpyro.subsample(data, event_dim=0) for each array that "
                 f"'{site}' is computed from, the observations too."
             )
+        elif not _rows_stand_alone(model, plate, plates[plate], args, kwargs):
+            advice = (
+                f"in the plate '{plate}' the log density of a row depends on the other "
+                "rows of its batch. Compute what is of all rows, such as a mean, "
+                "outside of the plate, from the data as they are passed."
+            )
         else:
             batched.append(plate)
     if len(batched) == 1:
@@ -73,6 +79,19 @@ def _subsamples(model, plate, size, args, kwargs) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def _rows_stand_alone(model, plate, size, args, kwargs) -> bool:
+    """Whether a row, and what is outside of the plate, is the same in two batches."""
+    terms = row_terms(model, plate, size, args, kwargs)
+    found = []
+    for other in (1, size - 1):
+        outside, rows = terms(None, jnp.asarray([0, other]))
+        found.append(jnp.stack([outside, rows[0]]))
+    if any(isinstance(value, jax.core.Tracer) for value in found):
+        return True
+    # NaN in the data has a message of its own
+    return bool(jnp.allclose(*found, rtol=1e-3, atol=1e-4, equal_nan=True))
 
 
 def row_terms(model, plate, num_data, args, kwargs):

@@ -84,14 +84,16 @@ def _subsamples(model, plate, size, args, kwargs) -> bool:
 def _rows_stand_alone(model, plate, size, args, kwargs) -> bool:
     """Whether a row, and what is outside of the plate, is the same in two batches."""
     terms = row_terms(model, plate, size, args, kwargs)
-    found = []
-    for other in (1, size - 1):
+
+    def first(other: int):
         outside, rows = terms(None, jnp.asarray([0, other]))
-        found.append(jnp.stack([outside, rows[0]]))
-    if any(isinstance(value, jax.core.Tracer) for value in found):
+        return jnp.stack([outside, rows[0]])
+
+    one, another = first(1), first(size - 1)
+    if isinstance(one, jax.core.Tracer):
         return True
     # NaN in the data has a message of its own
-    return bool(jnp.allclose(*found, rtol=1e-3, atol=1e-4, equal_nan=True))
+    return bool(jnp.allclose(one, another, rtol=1e-3, atol=1e-4, equal_nan=True))
 
 
 def row_terms(model, plate, num_data, args, kwargs):

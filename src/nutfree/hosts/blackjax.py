@@ -100,7 +100,6 @@ class SamplingAPI:
         spec, params = registry.resolve(self.spec, params)
         if spec is not self.spec:
             return SamplingAPI(spec)(logdensity_fn, **params)
-        params = {k: v for k, v in params.items() if v is not None}
         traced = {k: v for k, v in params.items() if self._is_traced(k)}
         options = {k: v for k, v in params.items() if k not in traced}
         target, static, fixed = self._parts(logdensity_fn, options)
@@ -172,8 +171,8 @@ class SamplingAPI:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether there is a value to check: no traced one, nor one of an array."""
-    return not isinstance(value, jax.core.Tracer) and np.ndim(value) == 0
+    """Whether the user has written it; what warm-up finds is an array of JAX's."""
+    return isinstance(value, int | float | str | np.generic)
 
 
 def api(name: str) -> SamplingAPI:

@@ -59,6 +59,15 @@ def test_sample_writes_draws_table_and_plot(model_file, tmp_path):
     assert (out / "mala_draws.png").stat().st_size > 1000
 
 
+def test_names_are_whole_in_a_narrow_terminal(model_file):
+    args = ["sample", model_file, "--kernel", "nuts", *SHORT, "--no-progress"]
+    result = CliRunner().invoke(app, args, env={"COLUMNS": "80"})
+    row = next(line for line in result.output.splitlines() if "mu" in line)
+    assert "…" not in row
+    result = CliRunner().invoke(app, ["kernels"], env={"COLUMNS": "80"})
+    assert "blackjax.elliptical_slice" in result.output
+
+
 def test_compare_writes_a_report(model_file, tmp_path):
     out = tmp_path / "out"
     args = ["--kernels", "nuts,mala", "--no-progress", "--out", str(out)]
@@ -98,10 +107,35 @@ def test_a_file_without_model_or_data(name, tmp_path):
     assert f"no function '{name}'" in refused("recommend", str(path))
 
 
-def test_a_file_that_is_not_python(tmp_path):
+@pytest.mark.parametrize("text", ["def model(:", "1 / 0", "import nowhere"])
+def test_a_file_that_cannot_be_imported(text, tmp_path):
     path = tmp_path / "broken.py"
-    path.write_text("def model(:")
+    path.write_text(text)
     assert "cannot be imported" in refused("recommend", str(path))
+
+
+def test_data_that_fail_name_the_line(tmp_path):
+    path = tmp_path / "unread.py"
+    path.write_text(
+        "def model():\n    pass\n\ndef data():\n    return open('none.csv')"
+    )
+    said = refused("recommend", str(path))
+    assert "data() that fails (line 5): FileNotFoundError" in said
+
+
+def test_without_matplotlib_a_report_is_refused_before_the_run(
+    model_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("nutfree.report.plots.find_spec", lambda name: None)
+    args = ["compare", model_file, "--kernels", "nuts", "--out", str(tmp_path / "out")]
+    assert "pip install matplotlib" in refused(*args)
+
+
+def test_a_directory_that_cannot_be_made(model_file, tmp_path):
+    (tmp_path / "taken").touch()
+    out = str(tmp_path / "taken" / "out")
+    said = refused("sample", model_file, "--kernel", "mala", "--out", out)
+    assert "cannot be made" in said
 
 
 def test_an_unknown_kernel_suggests_the_nearest(model_file):

@@ -1,5 +1,6 @@
 """Names, options and entry points."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -113,6 +114,7 @@ SPEC = replace(MALA, name="mymala", family="mine", recommended=True)
 ENTRY_POINT = """
 [nutfree.kernels]
 mymala = myplugin:SPEC
+broken = nowhere:SPEC
 """
 
 
@@ -129,11 +131,28 @@ def test_another_package_adds_a_kernel_by_an_entry_point(tmp_path):
         print(kernel.spec.name, "mymala" in nf.kernels().index)
         """
     )
+    path = [str(tmp_path), str(Path(nf.__file__).parents[1])]
     result = subprocess.run(
         [sys.executable, "-c", program],
-        env={"PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"},
+        env={"PYTHONPATH": os.pathsep.join(path), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=True,
     )
     assert result.stdout.split() == ["mymala", "True"]
+    # a package that is broken is named, and takes no other kernel with it
+    assert "'broken' (nowhere:SPEC)" in result.stderr
+
+
+@pytest.mark.parametrize("name", [3, None, nf.mala])
+def test_a_kernel_that_is_no_name_is_refused(name):
+    with pytest.raises(nf.UnknownKernel, match="write its name"):
+        nf.kernel(name, lambda: None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_options_must_be_finite(value):
+    with pytest.raises(nf.InvalidOption, match="'batch_size'"):
+        nf.kernel("sgld", lambda: None, batch_size=value)
+    with pytest.raises(nf.InvalidOption, match="'step_size'"):
+        nf.kernel("mala", lambda: None, step_size=value)

@@ -7,6 +7,7 @@ that returns the model's arguments: a dict of keywords, or a tuple.
 import ast
 import importlib.util
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,7 +65,7 @@ def _load(path: Path) -> tuple[Any, tuple, dict[str, Any]]:
     """The model of a file, and the arguments its `data` returns."""
     if not path.is_file():
         raise _BadInput(f"There is no file '{path}'.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
     if spec is None or spec.loader is None:
         raise _BadInput(f"'{path}' is not a Python file; its name should end in .py.")
     module = importlib.util.module_from_spec(spec)
@@ -74,19 +75,33 @@ def _load(path: Path) -> tuple[Any, tuple, dict[str, Any]]:
     while (root / "__init__.py").exists():
         root = root.parent
     sys.path[:0] = [str(folder), str(root)]
-    try:
+    with _users_code(path, "cannot be imported"):
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError) as error:
-        raise _BadInput(f"'{path}' cannot be imported: {error}") from error
     model = _function(module, "model", path, "a NumPyro model: def model(...): ...")
-    data = _function(
+    make = _function(
         module, "data", path, "its arguments: def data(): return {'y': ...}"
-    )()
+    )
+    with _users_code(path, "has a data() that fails"):
+        data = make()
     if isinstance(data, dict):
         return model, (), data
     if isinstance(data, tuple | list):
         return model, tuple(data), {}
     return model, () if data is None else (data,), {}
+
+
+@contextmanager
+def _users_code(path: Path, what: str) -> Iterator[None]:
+    """Whatever the file raises becomes a message with the line that did."""
+    try:
+        yield
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if Path(f.filename) == path.resolve()]
+        where = f" (line {lines[-1]})" if lines else ""
+        raise _BadInput(
+            f"'{path}' {what}{where}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _function(module: ModuleType, name: str, path: Path, wanted: str) -> Any:
@@ -114,10 +129,13 @@ def _show(frame: "pd.DataFrame", *, title: str | None = None) -> None:
     table = Table(
         title=title, title_justify="left", header_style="bold", padding=(0, 1, 0, 0)
     )
-    for column in frame.columns:
+    for number, column in enumerate(frame.columns):
         numeric = frame[column].dtype.kind in "fi"
+        # in a narrow terminal, what wraps is the text and not the names
         table.add_column(
-            str(column), justify="right" if numeric else "left", no_wrap=numeric
+            str(column),
+            justify="right" if numeric else "left",
+            no_wrap=numeric or number == 0,
         )
     for row in frame.itertuples(index=False):
         table.add_row(*(_text(value) for value in row))
@@ -137,9 +155,15 @@ def _text(value: Any) -> str:
 
 
 def _directory(out: Path) -> Path:
+    from nutfree.report.plots import check_matplotlib
+
+    check_matplotlib()  # before the run, not after it
     if out.exists() and not out.is_dir():
         raise _BadInput(f"--out '{out}' is a file; name a directory.")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _BadInput(f"--out '{out}' cannot be made: {error}") from error
     return out
 
 
@@ -206,7 +230,9 @@ def sample(
         )
         summary = arviz_stats.summary(tree, round_to="none")
         table = summary.rename_axis("parameter").reset_index()
-        _show(table.head(30), title=f"Posterior by {kernel}")
+        heads = {"ess_bulk": "ESS", "ess_tail": "tail ESS", "r_hat": "R-hat"}
+        shown = table.drop(columns=["mcse_mean", "mcse_sd"], errors="ignore")
+        _show(shown.head(30).rename(columns=heads), title=f"Posterior by {kernel}")
         if len(table) > 30:
             console.print(f"… and {len(table) - 30} more parameters.")
         if folder is not None:
@@ -268,11 +294,11 @@ def compare(
             console.print(f"{name}: {verdict}", markup=False)
         console.print(found.recommendation, markup=False, style="bold")
         if folder is not None:
-            found.to_html(folder / "report.html")
             found.table.to_csv(folder / "table.csv")
-            found.plot().savefig(folder / "comparison.png", dpi=120)
             for name, tree in found.trees.items():
                 _save(tree, name, folder)
+            found.to_html(folder / "report.html")
+            found.plot().savefig(folder / "comparison.png", dpi=120)
             console.print(f"Written to {folder}", markup=False)
 
 

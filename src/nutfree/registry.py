@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache, partial
@@ -177,9 +179,12 @@ def _checked(kernel: str, spec: Field, value: Any, hint: Any) -> Any:
     if bool in kinds or isinstance(value, bool):
         if bool in kinds and isinstance(value, bool):
             return value
-        raise InvalidOption(f"{where} is {value!r}; {spec.metadata['help']}")
+        wanted = "True or False" if bool in kinds else "a number"
+        raise InvalidOption(
+            f"{where} is {value!r}; write {wanted} ({spec.metadata['help']})."
+        )
     if int in kinds and float not in kinds:
-        if int(value) != value if isinstance(value, float) else _no_number(value):
+        if _no_number(value) or not float(value).is_integer():
             raise InvalidOption(f"{where} is {value!r}; write a whole number.")
         value = int(value)
     elif float in kinds:
@@ -193,12 +198,12 @@ def _checked(kernel: str, spec: Field, value: Any, hint: Any) -> Any:
 
 
 def _no_number(value: Any) -> bool:
-    """True unless `value` is, or is an array that holds, one real number."""
+    """True unless `value` is, or is an array that holds, one finite real number."""
     try:
-        float(value)
+        finite = math.isfinite(value)
     except (TypeError, ValueError):
         return True
-    return isinstance(value, str)
+    return isinstance(value, str) or not finite
 
 
 _SIGNS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
@@ -228,6 +233,8 @@ def register(spec: KernelSpec) -> KernelSpec:
     """
     from nutfree.target import PARTS
 
+    if not isinstance(spec, KernelSpec):
+        raise InvalidOption(f"{spec!r} is no kernel; pass a nutfree.KernelSpec.")
     checks = (("draws", (spec.draws,), DRAWS), ("needs", spec.needs, PARTS))
     for what, values, known in (*checks, ("guarantee", (spec.guarantee,), GUARANTEES)):
         for value in values:
@@ -250,7 +257,14 @@ def _load() -> None:
         for spec in getattr(module, "SPECS", None) or (module.SPEC,):
             _registered.setdefault(spec.name, register(spec))
     for entry in entry_points(group=GROUP):
-        register(entry.load())
+        try:
+            register(entry.load())
+        except Exception as error:  # another package's, and the others still work
+            warnings.warn(
+                f"The kernel '{entry.name}' ({entry.value}) of another package cannot "
+                f"be loaded: {type(error).__name__}: {error}",
+                stacklevel=2,
+            )
 
 
 def specs() -> dict[str, KernelSpec]:
@@ -266,13 +280,18 @@ def get(name: str) -> KernelSpec:
         UnknownKernel: with the nearest name.
     """
     known = specs()
+    if not isinstance(name, str):
+        raise UnknownKernel(
+            f"A kernel is given as {name!r}; write its name, such as 'multiscale'. "
+            "nutfree.kernels() lists all."
+        )
     if name in known:
         return known[name]
     families = {s.family: s for s in known.values() if s.recommended}
     if name in families:
         return families[name]
     names = [*known, *families]
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     raise UnknownKernel(
         f"There is no kernel or family '{name}'.{hint} nutfree.kernels() lists all."
@@ -290,7 +309,7 @@ def resolve(
         UnknownKernel: with the nearest name.
         InvalidOption: if `exact` is neither True nor False.
     """
-    spec, options = get(name) if isinstance(name, str) else name, dict(options)
+    spec, options = name if isinstance(name, KernelSpec) else get(name), dict(options)
     if spec.exact_form is None or "exact" not in options:
         return spec, options
     exact = options.pop("exact")

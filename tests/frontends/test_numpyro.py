@@ -263,3 +263,61 @@ def test_shapes_that_disagree_are_named():
         model_target(model, (jnp.ones((10, 3)), jnp.ones(10)))
     with pytest.raises(nf.InvalidData, match="cannot be run on these arguments"):
         model_target(model, (X,))
+
+
+def spread(y):
+    sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
+    mu = numpyro.sample("mu", dist.Laplace(0.0, sigma))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.Normal(mu, sigma), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "data"),
+    [
+        (lambda model: handlers.scope(model, prefix="part"), jnp.arange(3.0)),
+        (nf.federated, [(jnp.arange(3.0),), (jnp.ones(4),)]),
+        (
+            lambda model: handlers.scope(nf.federated(model), prefix="part"),
+            [(jnp.arange(3.0),), (jnp.ones(4),)],
+        ),
+    ],
+    ids=["scope", "federated", "scope of federated"],
+)
+def test_prior_and_split_have_the_jacobian_also_where_sites_are_renamed(wrap, data):
+    model = wrap(spread)
+    target = model_target(model, (data,))
+    position = jax.tree.map(lambda x: x + 0.3, target.position)
+    values = target.split.constrain(position)
+    _, trace = log_density(handlers.seed(model, 0), (data,), {}, values)
+    observed = [s for s in trace.values() if s.get("is_observed")]
+    likelihood = sum(jnp.sum(s["fn"].log_prob(s["value"])) for s in observed)
+    whole = float(target(position))
+    prior = target.prior.logdensity(position)
+    assert float(prior + likelihood) == pytest.approx(whole, rel=1e-4)
+    smooth, nonsmooth = target.split.terms(values)
+    term = sum(part.value(values[name]) for name, part in nonsmooth.items())
+    parts = smooth - term + target.split.log_det(position)
+    assert float(parts) == pytest.approx(whole, rel=1e-4)
+
+
+def centred_in_its_batch(y):
+    mu = numpyro.sample("mu", dist.Normal())
+    with numpyro.plate("data", len(y)):
+        y = numpyro.subsample(y, event_dim=0)
+        numpyro.sample("y", dist.Normal(mu, 1), obs=y - jnp.mean(y))
+
+
+def counted_outside_the_plate(y):
+    mu = numpyro.sample("mu", dist.Normal())
+    with numpyro.plate("data", len(y)):
+        y = numpyro.subsample(y, event_dim=0)
+        numpyro.sample("y", dist.Normal(mu, 1), obs=y)
+    numpyro.factor("again", mu * jnp.sum(y))
+
+
+@pytest.mark.parametrize("model", [centred_in_its_batch, counted_outside_the_plate])
+def test_rows_that_depend_on_their_batch_are_refused(model):
+    target = model_target(model, (jnp.arange(5.0) ** 2,))
+    assert target.minibatch is None
+    assert "depends on the other rows" in target.advice["minibatch"]

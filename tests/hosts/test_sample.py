@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from numpyro.infer import MCMC
+from numpyro.infer import AIES, MCMC
 
 import nutfree as nf
 from nutfree.hosts import pieces as host
@@ -113,3 +113,11 @@ def test_tree_has_the_draws_and_what_they_cost():
 def test_the_first_argument_must_be_a_kernel():
     with pytest.raises(nf.InvalidOption, match="pass a kernel, such as"):
         nf.sample(regression, **DATA)
+
+
+def test_an_ensemble_of_numpyros_own_is_sampled_too(quick_to_compile):
+    """Its state has no field besides the draws, and its chains run together."""
+    settings = {"num_warmup": 5, "num_samples": 6, "num_chains": 8}
+    tree = nf.sample(AIES(regression), **DATA, **settings, progress_bar=False)
+    assert tree["posterior"]["beta"].shape == (8, 6, 2)
+    assert np.all(tree["posterior"]["sigma"] > 0)

@@ -20,6 +20,15 @@ def check_nan(args, kwargs) -> None:
             )
 
 
+def _is_numeric(value) -> bool:
+    if isinstance(value, bool | int | float):
+        return True
+    kinds = (jnp.number, jnp.bool_)
+    return hasattr(value, "dtype") and any(
+        jnp.issubdtype(value.dtype, kind) for kind in kinds
+    )
+
+
 def check_latent(latent) -> None:
     if not latent:
         raise UnsupportedModel(
@@ -36,8 +45,27 @@ def check_latent(latent) -> None:
             )
 
 
-def check_shapes(observed) -> None:
+def cannot_run(error: Exception) -> InvalidData:
+    """What a model's own error becomes."""
+    if isinstance(error, jax.errors.TracerArrayConversionError):
+        advice = "Pass the data as JAX arrays, jnp.asarray(y), in place of NumPy's."
+    else:
+        advice = "Check the names and the shapes of the data passed to the model."
+    what = str(error).rstrip(".")
+    return InvalidData(
+        f"The model cannot be run on these arguments: {type(error).__name__}: {what}. "
+        f"{advice}"
+    )
+
+
+def check_observed(observed) -> None:
     for name, site in observed.items():
+        if not _is_numeric(site["value"]):
+            raise InvalidData(
+                f"The observed site '{name}' has data of type "
+                f"{type(site['value']).__name__}, which are no numbers or no array. "
+                "Pass an array of numbers, such as jnp.asarray(y)."
+            )
         value, shape = jnp.shape(site["value"]), tuple(site["fn"].shape())
         try:
             fits = jnp.broadcast_shapes(value, shape) in (value, shape)

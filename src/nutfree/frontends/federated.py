@@ -62,17 +62,19 @@ class _OwnerScope(Messenger):
                 "the loop as array operations."
             )
         if msg["type"] == "param":
+            self.open.append((msg, msg["name"]))
             self._share(msg, msg["name"])
+            return
+        if msg["type"] == "sample" and self.open:
+            # an outer handler asks for it while it has a latent in hand: what a
+            # reparam puts in its place, or the Jacobian of its constraint
             return
         if msg["type"] == "sample" and not msg.get("is_observed"):
             name = msg["name"]
-            if self.open:
-                # an outer reparam asks for it while it replaces the latent in hand
-                return
             if name in self.seen:
                 raise UnsupportedModel(f"The site '{name}' occurs twice in the model.")
             self.seen[name] = _Latent(msg)
-            self.open.append(name)
+            self.open.append((msg, name))
             if self.number > 0:
                 self._check_latent(name)
             self._share(msg, name)
@@ -88,12 +90,11 @@ class _OwnerScope(Messenger):
             ]
 
     def postprocess_message(self, msg):
-        # a subsample message has no name
-        latent = self.open[-1:] == [msg.get("name")]
-        if latent:
-            self.open.pop()
-        if self.number == 0 and (latent or msg["type"] == "param"):
-            self.values[msg["name"]] = msg["value"]
+        # by its message: an outer scope has given it another name by now
+        if self.open and self.open[-1][0] is msg:
+            _, name = self.open.pop()
+            if self.number == 0:
+                self.values[name] = msg["value"]
 
     def _renamed(self, name: str) -> str:
         return f"owner{self.number}/{name}"

@@ -1,5 +1,6 @@
 """Effect handlers that let one model text run in full, in batches, or as its prior."""
 
+import re
 from collections.abc import Mapping
 
 import jax
@@ -39,9 +40,13 @@ class full_data(Messenger):
             msg["value"] = indices
 
 
+#: `_x_log_det` for the site `x`, and within a scope `a/_a/x_log_det` for `a/x`.
+_JACOBIAN = re.compile(r"(.*)_\1.+_log_det", re.DOTALL)
+
+
 def is_jacobian(name: str) -> bool:
     """True for the factors in which NumPyro keeps the Jacobian of a site."""
-    return name.startswith("_") and name.endswith("_log_det")
+    return _JACOBIAN.fullmatch(name) is not None
 
 
 def prior_only(model):

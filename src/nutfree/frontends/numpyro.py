@@ -22,9 +22,14 @@ from numpyro.infer.util import (
 )
 
 from nutfree.dynamics.proximal import LaplaceTerm
-from nutfree.errors import InvalidData, NoFiniteStart
+from nutfree.errors import NoFiniteStart, NutfreeError
 from nutfree.frontends import sites
-from nutfree.frontends.checks import check_latent, check_nan, check_shapes
+from nutfree.frontends.checks import (
+    cannot_run,
+    check_latent,
+    check_nan,
+    check_observed,
+)
 from nutfree.frontends.federated import FederatedModel, shard_models
 from nutfree.frontends.handlers import full_data, is_jacobian, prior_only
 from nutfree.frontends.plates import data_plate, row_terms
@@ -46,6 +51,7 @@ class ModelFrontend:
         model: the model, its params replaced by their values.
         original: the model as it was given.
         supports: constraint of each latent site.
+        shapes: shape of each latent site on the sampling space.
         laplace: latent sites with a Laplace distribution.
         plate: name of the plate whose rows can be drawn in batches, or None.
         num_data: its size.
@@ -56,6 +62,7 @@ class ModelFrontend:
     model: Callable
     original: Callable
     supports: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
     laplace: frozenset[str]
     plate: str | None
     num_data: int
@@ -95,6 +102,8 @@ class ModelFrontend:
                 raise
             check_nan(args, kwargs)
             raise self._why_no_start(args, kwargs) from None
+        except (TypeError, ValueError) as error:
+            raise cannot_run(error) from error
 
     def _why_no_start(self, args, kwargs) -> NoFiniteStart:
         log_probs, _ = compute_log_probs(_started(self.model, 0), args, kwargs, {})
@@ -209,8 +218,8 @@ def analyse(
         plate: name of the data plate, where the model has several.
 
     Raises:
-        InvalidData: if the model cannot run on these arguments, or an observation
-            does not have the shape of its distribution.
+        InvalidData: if the model is no function or cannot run on these arguments, or
+            an observation is no number or does not have the shape of its distribution.
         UnsupportedModel: for a discrete latent site, by name; a model without latent
             sites.
     """
@@ -221,21 +230,21 @@ def analyse(
             handlers.trace(_started(model, seed)).get_trace(*args, **kwargs)
             for seed in (0, 1)
         )
-    except (TypeError, ValueError) as error:
+    except NutfreeError:
+        raise
+    except Exception as error:  # the model's own code may raise any
         check_nan(args, kwargs)
-        raise InvalidData(
-            f"The model cannot be run on these arguments: {error} Check the names and "
-            "the shapes of the data passed to the model."
-        ) from error
+        raise cannot_run(error) from error
     params = {k: s["value"] for k, s in trace.items() if s["type"] == "param"}
     fixed = handlers.substitute(model, data=params) if params else model
     drawn = {k: s for k, s in trace.items() if s["type"] == "sample"}
     latent = {k: s for k, s in drawn.items() if not s["is_observed"]}
     check_latent(latent)
-    check_shapes({k: s for k, s in drawn.items() if s["is_observed"]})
+    check_observed({k: s for k, s in drawn.items() if s["is_observed"]})
 
     advice = {}
     supports = {k: sites.support(s["fn"], another[k]["fn"]) for k, s in latent.items()}
+    shapes = {k: sites.unconstrained_shape(s) for k, s in latent.items()}
     laplace = frozenset(k for k, s in latent.items() if sites.is_laplace(s))
     if not laplace and all(sites.is_real(c) for c in supports.values()):
         advice["split"] = (
@@ -254,7 +263,7 @@ def analyse(
     elif streamed:
         check_deterministic(trace, plate)
     return ModelFrontend(
-        fixed, model, supports, laplace, plate, num_data, not improper, advice
+        fixed, model, supports, shapes, laplace, plate, num_data, not improper, advice
     )
 
 

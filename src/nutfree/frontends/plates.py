@@ -42,12 +42,23 @@ def data_plate(model, trace, args, kwargs, wanted):
                 f"'{plate}', so rows cannot be left out. Integrate it out, or use a "
                 "kernel that takes all rows."
             )
+        elif plates[plate] < 3:
+            advice = (
+                f"the plate '{plate}' has {plates[plate]} of the 3 rows that a batch "
+                "takes at least. Pass more data, or use a kernel that takes all rows."
+            )
         elif not _subsamples(model, plate, plates[plate], args, kwargs):
             site = observed[plate]
             advice = (
                 f"the plate '{plate}' has no numpyro.subsample. Inside of it write "
                 f"data = numpyro.subsample(data, event_dim=0) for each array that "
                 f"'{site}' is computed from, the observations too."
+            )
+        elif not _rows_stand_alone(model, plate, plates[plate], args, kwargs):
+            advice = (
+                f"in the plate '{plate}' the log density of a row depends on the other "
+                "rows of its batch. Compute what is of all rows, such as a mean, "
+                "outside of the plate, from the data as they are passed."
             )
         else:
             batched.append(plate)
@@ -61,8 +72,6 @@ def data_plate(model, trace, args, kwargs, wanted):
 
 def _subsamples(model, plate, size, args, kwargs) -> bool:
     """Whether the model runs on fewer rows of the plate than there are."""
-    if size < 3:
-        return False
     terms = row_terms(model, plate, size, args, kwargs)
     rows = jax.ShapeDtypeStruct((size - 1,), jnp.int32)
     try:
@@ -70,6 +79,21 @@ def _subsamples(model, plate, size, args, kwargs) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def _rows_stand_alone(model, plate, size, args, kwargs) -> bool:
+    """Whether a row, and what is outside of the plate, is the same in two batches."""
+    terms = row_terms(model, plate, size, args, kwargs)
+
+    def first(other: int):
+        outside, rows = terms(None, jnp.asarray([0, other]))
+        return jnp.stack([outside, rows[0]])
+
+    one, another = first(1), first(size - 1)
+    if isinstance(one, jax.core.Tracer):
+        return True
+    # NaN in the data has a message of its own
+    return bool(jnp.allclose(one, another, rtol=1e-3, atol=1e-4, equal_nan=True))
 
 
 def row_terms(model, plate, num_data, args, kwargs):

@@ -1,6 +1,7 @@
 """What a latent site's distribution tells: its kind and its support."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
@@ -24,6 +25,12 @@ def is_real(support) -> bool:
     while isinstance(support, dist.constraints.independent):
         support = support.base_constraint
     return support is dist.constraints.real
+
+
+def unconstrained_shape(site) -> tuple[int, ...]:
+    """Shape of a latent site on the sampling space."""
+    transform = dist.biject_to(site["fn"].support)
+    return tuple(transform.inverse_shape(jnp.shape(site["value"])))
 
 
 def support(fn, another):

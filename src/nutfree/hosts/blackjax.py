@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from blackjax.base import SamplingAlgorithm
 
 from nutfree import registry
 from nutfree.adaptation import AdaptationState
-from nutfree.errors import UnknownKernel
+from nutfree.errors import InvalidOption, UnknownKernel
 from nutfree.registry import KernelSpec
 from nutfree.target import LogDensity, Target, as_target, require
 
@@ -56,7 +57,28 @@ class SamplingAPI:
         named = signature(self.spec.build_kernel()).parameters
         return name in named or any(p.kind is p.VAR_KEYWORD for p in named.values())
 
+    def _check_params(self, kernel, params) -> None:
+        """Refuse parameters that are absent, or numbers out of their range."""
+        for wanted in list(signature(kernel).parameters.values())[3:]:
+            named = wanted.kind in (wanted.POSITIONAL_OR_KEYWORD, wanted.KEYWORD_ONLY)
+            absent = wanted.default is wanted.empty and wanted.name not in params
+            if named and absent:
+                raise InvalidOption(
+                    f"nutfree.{self.spec.name} needs {wanted.name}=...; give it, or "
+                    f"what nutfree.{self.spec.name}.warmup(logdensity_fn, rng_key, "
+                    "position).parameters has."
+                )
+        options = {f.name for f in fields(self.spec.options)}
+        self.spec.check(
+            {k: v for k, v in params.items() if k in options and _is_number(v)}
+        )
+
     def _parts(self, logdensity_fn, options) -> tuple[Target, dict, dict]:
+        if not callable(logdensity_fn):
+            raise InvalidOption(
+                f"logdensity_fn is {logdensity_fn!r}; pass a function, position -> log "
+                "density, or a nutfree.Target."
+            )
         target = as_target(logdensity_fn)
         require(target, self.spec.needs, self.spec.name)
         return target, *self.spec.check(options)
@@ -72,7 +94,8 @@ class SamplingAPI:
 
         Raises:
             MissingCapability: if the target lacks a part that the kernel needs.
-            InvalidOption: for an option that does not exist or is out of range.
+            InvalidOption: for an option that does not exist or is out of range, or a
+                parameter that is absent.
         """
         spec, params = registry.resolve(self.spec, params)
         if spec is not self.spec:
@@ -82,6 +105,7 @@ class SamplingAPI:
         target, static, fixed = self._parts(logdensity_fn, options)
         kernel = self.spec.bind(self.spec.build_kernel, static)()
         kernel_params = {**fixed, **traced}
+        self._check_params(kernel, kernel_params)
 
         def init(position, rng_key=None):
             bound = self.spec.bind(self.spec.init, static)
@@ -144,6 +168,11 @@ class SamplingAPI:
 
         state, params = jax.jit(run)(rng_key, position)
         return WarmupResult(state, {**options, **params})
+
+
+def _is_number(value: Any) -> bool:
+    """Whether the user has written it; what warm-up finds is an array of JAX's."""
+    return isinstance(value, int | float | str | np.generic)
 
 
 def api(name: str) -> SamplingAPI:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -16,9 +17,11 @@ from numpyro.infer.mcmc import MCMCKernel
 from nutfree import registry
 from nutfree.adaptation import AdaptationState
 from nutfree.errors import InvalidOption, NoFiniteStart, UnsupportedModel
+from nutfree.frontends.checks import check_nan
 from nutfree.frontends.handlers import full_data
 from nutfree.frontends.numpyro import ModelFrontend, analyse
-from nutfree.frontends.windows import Window, find, replaced
+from nutfree.frontends.windows import Window, find, in_memory, replaced
+from nutfree.hosts.checks import check_init_params, check_posterior
 from nutfree.hosts.state import (
     ACROSS_CHAINS,
     NutfreeState,
@@ -54,11 +57,7 @@ class NutfreeKernel(MCMCKernel):
         init_strategy: Callable = init_to_uniform,
         options: Mapping[str, Any] | None = None,
     ):
-        if (model is None) == (potential_fn is None):
-            raise InvalidOption(
-                "Pass either a model or potential_fn=..., and not both: "
-                f'nutfree.kernel("{spec.name}", model).'
-            )
+        check_posterior(spec.name, model, potential_fn, init_strategy)
         self.spec = spec
         self.options = dict(options or {})
         self.init_strategy = init_strategy
@@ -152,7 +151,7 @@ class NutfreeKernel(MCMCKernel):
         )
         state = self._compiled_begin(*inputs)
         self._sample_fn = self.sample
-        self._check_start(state)
+        self._check_start(state, model_args, dict(model_kwargs or {}))
         return state
 
     def init_shape(
@@ -183,6 +182,10 @@ class NutfreeKernel(MCMCKernel):
         position = init_params
         if position is None:
             position = self._start(keys[1], batched, target, model_args, model_kwargs)
+        else:
+            shapes = None if self._frontend is None else self._frontend.shapes
+            chains = rng_key.shape[0] if batched else None
+            check_init_params(position, shapes, chains)
         return find(Window, (model_args, model_kwargs)), *keys, position
 
     def _begin_for(self, data) -> Callable:
@@ -220,12 +223,13 @@ class NutfreeKernel(MCMCKernel):
             lambda x: jnp.broadcast_to(x, (chains, *jnp.shape(x))), target.position
         )
 
-    def _check_start(self, state) -> None:
+    def _check_start(self, state, model_args, model_kwargs) -> None:
         found = (state.z, getattr(state.kernel_state, "logdensity", ()))
         leaves = jax.tree.leaves(found)
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return
         if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in leaves):
+            check_nan(*in_memory((model_args, model_kwargs)))
             raise NoFiniteStart(
                 "The log density is not finite at the starting point. Pass an "
                 "init_params where it is."
@@ -410,6 +414,9 @@ def kernel(
             init_strategy=init_strategy,
             options=options,
         )
+    check_posterior(name, model, potential_fn, init_strategy)
+    known = {f.name for f in fields(spec.options)}
+    spec.check({k: v for k, v in options.items() if k in known})
     # NumPyro's own, which would refuse a subsampled plate
     if model is not None:
         model = full_data(model)

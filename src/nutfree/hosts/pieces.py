@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from nutfree.errors import CheckpointMismatch
 from nutfree.hosts.checkpoint import Checkpoint, fingerprint, versions
+from nutfree.hosts.checks import check_fields
 from nutfree.hosts.numpyro import NutfreeKernel
 
 #: What is collected besides the default fields where the kernel's state has it.
@@ -216,9 +217,13 @@ class PiecewiseMCMC(MCMC):
         """`program(state, n, thinning, *feed)`, compiled."""
         kernel = self.sampler
         vectorized = self.chain_method == "vectorized"
+        check_fields(state, extra_fields, _has)
         wanted = (*kernel.default_fields, *_FIELDS, *extra_fields)
         fields = tuple(dict.fromkeys(f for f in wanted if _has(state, f)))
-        collect = nested_attrgetter(*fields)
+        getters = {field: nested_attrgetter(field) for field in fields}
+
+        def collect(state):
+            return {field: get(state) for field, get in getters.items()}
 
         def run(state, n, thinning, *feed):
             args, kwargs = self._data(*feed)
@@ -229,10 +234,11 @@ class PiecewiseMCMC(MCMC):
                 state = jax.lax.fori_loop(
                     0, thinning, lambda _, s: kernel.sample(s, args, kwargs), state
                 )
-                values = dict(zip(fields, collect(state)))
-                return state, jax.tree.map(lambda m, v: m.at[i].set(v), made, values)
+                return state, jax.tree.map(
+                    lambda m, v: m.at[i].set(v), made, collect(state)
+                )
 
-            shapes = jax.eval_shape(lambda s: dict(zip(fields, collect(s))), state)
+            shapes = jax.eval_shape(collect, state)
             made = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), shapes)
             state, made = jax.lax.fori_loop(0, n, draw, (state, made))
             z = made[fields[0]]

@@ -6,11 +6,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import jax
+from numpyro.infer.ensemble import EnsembleSampler
 from numpyro.infer.mcmc import MCMCKernel
 
-from nutfree.errors import InvalidOption
+from nutfree.errors import InvalidOption, NutfreeError
 from nutfree.frontends.disk import DiskRows
 from nutfree.frontends.windows import find
+from nutfree.hosts.checks import check_init_params, check_settings, explain
 from nutfree.hosts.numpyro import NutfreeKernel
 from nutfree.hosts.pieces import PiecewiseMCMC
 from nutfree.hosts.stream import StreamedMCMC, check_streams, loaded
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def _chain_method(kernel: MCMCKernel, num_chains: int) -> str:
-    """Vectorized where every transition costs the same, else one after the other."""
-    if isinstance(kernel, NutfreeKernel):
+    """Vectorized where transitions cost the same or are of all chains together."""
+    if isinstance(kernel, NutfreeKernel | EnsembleSampler):
         return "vectorized"
     return "parallel" if 1 < num_chains <= jax.local_device_count() else "sequential"
 
@@ -64,6 +66,8 @@ def sample(
         the draws made so far and a warning.
 
     Raises:
+        InvalidOption: for a setting that makes no run, a field that the kernel's state
+            does not have, or init_params that do not fit the model.
         CheckpointMismatch: if the folder is of another kernel, model, data or setting.
         MissingCapability, UnsupportedModel, InvalidData, NoFiniteStart: see
             `nutfree.errors`.
@@ -81,6 +85,16 @@ def sample(
             f"The first argument is a {type(kernel).__name__}; pass a kernel, such as "
             'nutfree.kernel("multiscale", model).'
         )
+    check_settings(
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        num_chains=num_chains,
+        seed=seed,
+        thinning=thinning,
+        chain_method=chain_method,
+    )
+    if init_params is not None and num_chains > 1:
+        check_init_params(init_params, None, num_chains)
     args, kwargs = loaded(args, kwargs)
     streamed = find(DiskRows, (args, kwargs))
     if streamed:
@@ -95,13 +109,19 @@ def sample(
         progress_bar=progress_bar,
     )
     mcmc.checkpoint = checkpoint
-    mcmc.run(
-        jax.random.key(seed),
-        *args,
-        init_params=init_params,
-        extra_fields=extra_fields,
-        **kwargs,
-    )
+    try:
+        mcmc.run(
+            jax.random.key(seed),
+            *args,
+            init_params=init_params,
+            extra_fields=extra_fields,
+            **kwargs,
+        )
+    except NutfreeError:
+        raise
+    except Exception:
+        explain(kernel, args, kwargs)
+        raise
     tree = to_arviz(
         mcmc,
         seconds=mcmc.seconds,

@@ -3,15 +3,31 @@
 Reference: Hoffman and Gelman, JMLR 15, 2014.
 """
 
+from dataclasses import dataclass
+
 from numpyro.infer import NUTS
 
-from nutfree.registry import KernelSpec
+from nutfree.registry import KernelSpec, option
+
+
+@dataclass(frozen=True)
+class NUTSOptions:
+    """Those that have a range; NumPyro's others are passed on as they are."""
+
+    step_size: float | None = option(
+        None, "first step size, of which warm-up makes the last", gt=0
+    )
+    target_accept_prob: float = option(
+        0.8, "acceptance probability that warm-up aims at", gt=0, lt=1
+    )
+
 
 SPEC = KernelSpec(
     name="nuts",
     family="baseline",
     summary="NumPyro's No-U-Turn sampler, on all rows of the data",
     paper="Hoffman and Gelman 2014",
+    options=NUTSOptions,
     guarantee="exact",
     mcmc_kernel=NUTS,
 )

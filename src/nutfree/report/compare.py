@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from numpyro.infer.mcmc import MCMCKernel
 
 from nutfree import registry
-from nutfree.errors import MissingCapability, NutfreeError
+from nutfree.errors import NutfreeError
+from nutfree.report.entries import (
+    KernelLike,
+    build,
+    labelled,
+    one_by_one,
+    options_of,
+    run,
+    spec_of,
+)
 from nutfree.report.judge import Evidence, judge
 
 if TYPE_CHECKING:
@@ -22,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "compare"]
 
-type KernelLike = str | tuple[str, Mapping[str, Any]] | MCMCKernel
 COLUMNS = (
     "ess_bulk",
     "ess_tail",
@@ -150,8 +158,11 @@ def compare(
         A :class:`Comparison`.
 
     Raises:
-        UnknownKernel, InvalidOption: for a kernel or option that does not exist.
+        UnknownKernel, InvalidOption: for a kernel, option or setting that does not
+            exist or makes no run.
         NutfreeError: if every kernel failed; the message has each one's reason.
+        KeyboardInterrupt: at Ctrl-C before the first draw. Later, it ends the
+            comparison with what has been drawn.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist
@@ -163,11 +174,18 @@ def compare(
         'nuts'
     """
     from nutfree.frontends.numpyro import model_target
+    from nutfree.hosts.checks import check_settings
 
-    entries = _labelled(kernels)
+    check_settings(
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        num_chains=num_chains,
+        seed=seed,
+    )
+    entries = labelled(kernels)
     for entry in entries.values():
         if not isinstance(entry, MCMCKernel):
-            _build(entry, model)  # an unknown name or option is refused before any run
+            build(entry, model)  # an unknown name or option is refused before any run
     target = model_target(model, args, kwargs)
     settings = {
         "num_warmup": num_warmup,
@@ -181,14 +199,14 @@ def compare(
         for name, entry in entries.items()
     }
     if executor is None:
-        results = {name: _run(*job) for name, job in jobs.items()}
+        results = one_by_one(jobs)
     else:
-        futures = {name: executor.submit(_run, *job) for name, job in jobs.items()}
+        futures = {name: executor.submit(run, *job) for name, job in jobs.items()}
         results = {name: future.result() for name, future in futures.items()}
-    trees = {k: r for k, r in results.items() if not isinstance(r, NutfreeError)}
-    failed = {k: r for k, r in results.items() if isinstance(r, NutfreeError)}
+    trees = {k: r for k, r in results.items() if not isinstance(r, str)}
+    failed = {k: r for k, r in results.items() if isinstance(r, str)}
     if not trees:
-        reasons = "\n".join(f"- {name}: {error}" for name, error in failed.items())
+        reasons = "\n".join(f"- {name} {why}" for name, why in failed.items())
         raise NutfreeError(f"No kernel could run on this model:\n{reasons}")
     evidence = judge(trees, target)
     best, sentence = recommendation(evidence)
@@ -198,63 +216,10 @@ def compare(
         best=best,
         recommendation=sentence,
         evidence=evidence,
-        options={name: _options(entry) for name, entry in entries.items()},
-        specs={k: s for k, e in entries.items() if (s := _spec(e)) is not None},
+        options={name: options_of(entry) for name, entry in entries.items()},
+        specs={k: s for k, e in entries.items() if (s := spec_of(e)) is not None},
         target=target,
     )
-
-
-def _labelled(
-    kernels: Sequence[KernelLike] | Mapping[str, KernelLike],
-) -> dict[str, KernelLike]:
-    """Kernels by label; a name given twice gets a number."""
-    if isinstance(kernels, Mapping):
-        return dict(kernels)
-    entries: dict[str, KernelLike] = {}
-    for entry in [kernels] if isinstance(kernels, str) else kernels:
-        if isinstance(entry, str):
-            name = entry
-        elif isinstance(entry, MCMCKernel):
-            spec = getattr(entry, "spec", None)
-            name = spec.name if spec is not None else type(entry).__name__.lower()
-        else:
-            name = entry[0]
-        label, count = name, 1
-        while label in entries:
-            count += 1
-            label = f"{name} ({count})"
-        entries[label] = entry
-    return entries
-
-
-def _build(entry: KernelLike, model: Callable) -> MCMCKernel:
-    from nutfree.hosts.numpyro import kernel
-
-    if isinstance(entry, MCMCKernel):
-        return entry
-    name, options = (entry, {}) if isinstance(entry, str) else entry
-    return kernel(name, model, **options)
-
-
-def _options(entry: KernelLike) -> dict[str, Any]:
-    if isinstance(entry, str):
-        return {}
-    return (
-        dict(getattr(entry, "options", {}) or {})
-        if isinstance(entry, MCMCKernel)
-        else dict(entry[1])
-    )
-
-
-def _run(
-    model: Callable, entry: KernelLike, args: tuple, kwargs: dict[str, Any]
-) -> "xr.DataTree | NutfreeError":
-    from nutfree.hosts.sample import sample
-
-    try:
-        return sample(_build(entry, model), *args, **kwargs)
-    except NutfreeError as error:
-        return error
 
 
 def recommendation(evidence: Mapping[str, Evidence]) -> tuple[str | None, str]:
@@ -300,23 +265,18 @@ def _finite(value: float) -> float:
 def _table(
     entries: Mapping[str, KernelLike],
     evidence: Mapping[str, Evidence],
-    failed: Mapping[str, NutfreeError],
+    failed: Mapping[str, str],
 ) -> "pd.DataFrame":
     import pandas as pd
 
     rows: dict[str, dict[str, Any]] = {}
     for name, entry in entries.items():
         if name in failed:
-            kind = (
-                "cannot run"
-                if isinstance(failed[name], MissingCapability)
-                else ("failed")
-            )
-            rows[name] = {"verdict": f"{kind}: {failed[name]}"}
+            rows[name] = {"verdict": failed[name]}
             continue
         found = evidence[name]
         verdict = "; ".join([*(found.problems or ["sound"]), *found.caveats])
-        spec = _spec(entry)
+        spec = spec_of(entry)
         if spec is not None and spec.guarantee == "biased":
             verdict += " (a biased kernel)"
         rows[name] = {**found.figures, "verdict": verdict}
@@ -324,10 +284,3 @@ def _table(
     table = table.reindex(columns=[*COLUMNS, "verdict"])
     table.index.name = "kernel"
     return table
-
-
-def _spec(entry: KernelLike) -> registry.KernelSpec | None:
-    if isinstance(entry, MCMCKernel):
-        return getattr(entry, "spec", None)
-    name, options = (entry, {}) if isinstance(entry, str) else entry
-    return registry.resolve(name, options)[0]

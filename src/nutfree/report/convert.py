@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from numpyro.infer import HMC, MCMC, Predictive
 
+from nutfree.errors import InvalidOption
 from nutfree.frontends.handlers import full_data
 from nutfree.report.evidence import pooled_bridge
 
@@ -53,7 +54,7 @@ def to_arviz(
         num_density_evals: totals over chains, warm-up included where it was counted.
 
     Raises:
-        ValueError: if the run has no draws.
+        InvalidOption: if it is no MCMC, or the run has no draws.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -114,8 +115,13 @@ def _adapter(mcmc: MCMC):
     """ArviZ's adapter, made to take whatever this run holds."""
     from arviz_base.io_numpyro import MCMCAdapter, NumPyroInferenceAdapter
 
+    if not isinstance(mcmc, MCMC):
+        raise InvalidOption(
+            f"to_arviz is given a {type(mcmc).__name__}; pass the numpyro.infer.MCMC "
+            "that has run."
+        )
     if mcmc._states is None:
-        raise ValueError(
+        raise InvalidOption(
             "This run has no draws yet: call mcmc.run(rng_key, ...) first."
         )
 

@@ -4,11 +4,13 @@ Colours are those of Okabe and Ito, which colour-blind readers tell apart.
 """
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from nutfree.errors import NutfreeError
 from nutfree.target import LogDensity
 
 if TYPE_CHECKING:
@@ -32,8 +34,22 @@ PALETTE = (
 GREY = "#9a9a9a"
 
 
+def check_matplotlib() -> None:
+    """Refuse to plot where there is nothing to plot with.
+
+    Raises:
+        NutfreeError: with what to install.
+    """
+    if find_spec("matplotlib") is None:
+        raise NutfreeError(
+            "Plots and reports need matplotlib: pip install matplotlib, or nutfree's "
+            "extra [plots]."
+        )
+
+
 def _figure(width: float, height: float) -> "Figure":
     """A figure that no window and no global list holds on to."""
+    check_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -223,6 +239,7 @@ def plot_rank(
     Raises:
         ValueError: for a kernel whose draws are not a chain.
     """
+    check_matplotlib()
     import arviz_plots
 
     _only_chains(tree, "plot_rank")

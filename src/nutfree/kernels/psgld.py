@@ -104,6 +104,7 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=Options,
     needs=("minibatch",),
+    collects=("predicted_inflation",),
     guarantee="biased",
     bias=f"{BIAS}; far below 1, smoothing makes tails too heavy, whatever the step",
 )

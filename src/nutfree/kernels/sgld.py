@@ -73,6 +73,7 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=StochasticOptions,
     needs=("minibatch",),
+    collects=("predicted_inflation",),
     guarantee="biased",
     bias=BIAS,
     recommended=True,

@@ -26,6 +26,7 @@ type KernelLike = str | tuple[str, Mapping[str, Any]] | MCMCKernel
 COLUMNS = (
     "ess_bulk",
     "ess_tail",
+    "ess_exact",
     "r_hat",
     "divergences",
     "grad_evals",
@@ -38,6 +39,7 @@ COLUMNS = (
     "score_z",
     "mode_tv",
     "mode_tv_floor",
+    "predicted_inflation",
     "pareto_k",
     "log_evidence",
     "log_evidence_se",

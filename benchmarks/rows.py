@@ -133,16 +133,19 @@ def problems(quick: bool) -> dict[str, Problem]:
     adult = models.load("adult")
     census = adult.data()
     rows, dim = (100_000, 20) if quick else (1_000_000, 50)
-    many = 50_000 if quick else 500_000
+    many = 20_000 if quick else 200_000
+    enough = 4_000 if quick else 8_000
     # age, years of schooling, gains, losses and hours, as standardised there
     small = {"X": census["X"][:, :5].astype(np.float32), "y": census["y"]}
     if quick:
         small = {k: v[:4000] for k, v in small.items()}
     people = small["X"][:: len(small["X"]) // NUM_PEOPLE][:NUM_PEOPLE]
     return {
-        "census": by_importance(adult.model, census),
-        f"logistic {rows:,} × {dim}": by_importance(logistic, synthetic(rows, dim)),
-        f"counts {many:,}": by_importance(counts, synthetic_counts(many)),
+        "census": by_importance(adult.model, census, enough),
+        f"logistic {rows:,} × {dim}": by_importance(
+            logistic, synthetic(rows, dim), enough
+        ),
+        f"counts {many:,}": by_importance(counts, synthetic_counts(many), enough),
         f"network {len(small['y']):,}": Problem(
             network, small, log_odds(jnp.asarray(people)), None
         ),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from nutfree.adaptation.bandit import stein_bandit
 from nutfree.adaptation.base import AdaptationState, Warmup
 from nutfree.adaptation.mode import Laplace, laplace_of_rows
 from nutfree.dynamics.estimators import WANDERING, row_gradients
@@ -21,9 +22,10 @@ from nutfree.dynamics.gradients import (
     plain,
     whitened_noise,
 )
-from nutfree.dynamics.preconditioning import matvec, root, transpose
+from nutfree.dynamics.preconditioning import matvec, root, solve_root, transpose
 from nutfree.dynamics.rows import check_sampling, require_fixed_rows, row_shares
 from nutfree.dynamics.stochastic import Dynamics, row_sampler
+from nutfree.errors import InvalidOption
 
 #: Positions at which the rows' gradients are compared for importance sampling.
 IMPORTANCE_DRAWS = 4
@@ -56,14 +58,22 @@ def warmup_builder(
         sampling: str = "uniform",
         replacement: bool = True,
         max_inflation: float = 0.05,
+        tuning: str = "predicted",
+        tuning_budget: int = 8192,
     ) -> Warmup:
         """Find the mode, its curvature and control variate, and a step size.
 
         The step size is that at which the predicted inflation of the posterior
-        variance, from the noise of gradients around the mode, is `max_inflation`.
-        After a divergent transition it is halved.
+        variance, from the noise of gradients around the mode, is `max_inflation`; with
+        tuning="stein", pilot chains around it choose another, and how many batches a
+        gradient takes. After a divergent transition it is halved.
         """
         check_sampling(sampling, replacement)
+        if tuning == "stein" and gradient in WANDERING:
+            raise InvalidOption(
+                f"tuning='stein' runs many pilot chains, and gradient='{gradient}' has "
+                "a memory of its own for each. Leave one of them out."
+            )
 
         def pilot(rng_key, position, target, num_steps) -> AdaptationState:
             del num_steps
@@ -140,6 +150,40 @@ def warmup_builder(
                     max_inflation, jnp.max(noise), mode.curvature, settings
                 ),
             }
+            if tuning == "stein":
+                there = control
+                if gradient == "plain":
+                    there, count = control_at(minibatch, mode.centre, count)
+
+                def from_batch(estimator, control):
+                    def of(key, x, count):
+                        rows = draw_rows(key, shares)
+                        return estimator(minibatch, rows, x, control, count)
+
+                    return of
+
+                chain_gradient = plain if gradient == "plain" else control_variate
+                step_size, num_batches, count = stein_bandit(
+                    jax.random.fold_in(rng_key, 5),
+                    dynamics,
+                    from_batch(chain_gradient, control),
+                    from_batch(control_variate, there),
+                    mode.centre,
+                    (
+                        lambda x: solve_root(factor, x - mode.centre),
+                        lambda u: matvec(factor, u),
+                        whiten,
+                    ),
+                    jnp.asarray(params["step_size"], x.dtype),
+                    {name: jnp.asarray(params[name], x.dtype) for name in settings},
+                    count,
+                    tuning_budget,
+                )
+                params |= {
+                    "step_size": step_size,
+                    "num_batches": num_batches,
+                    "gradient_noise": noise / num_batches,
+                }
             # chains start apart, where the density allows it
             start = draw(start_key)
             g, count = estimate(rows_key, (start, mode.centre), count)

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import common, modes
 from benchmarks.multimodal import effective_draws
 from benchmarks.overhead import synthetic
+from benchmarks.rows import problems
 from benchmarks.run import NAMES
 from benchmarks.tempering import ladder, parallel_tempering
 from nutfree import Target, model_target
@@ -153,3 +154,16 @@ def test_synthetic_rows_are_the_same_for_the_same_seed():
     a, b = synthetic(100, 3), synthetic(100, 3)
     np.testing.assert_array_equal(a["X"], b["X"])
     assert set(a["y"]) == {0, 1}
+
+
+def test_posteriors_over_many_rows_are_drawn_in_batches_and_seen_alike():
+    for label, problem in problems(quick=True).items():
+        target = problem.target
+        assert target.minibatch is not None, label
+        assert target.minibatch.num_data == len(problem.data["y"])
+        # two draws of the model's own values become two vectors
+        values = target.constrain(target.position)
+        twice = jax.tree.map(lambda x: np.stack([x, x]), values)
+        seen = np.asarray(problem.look(twice))
+        assert seen.ndim == 2
+        np.testing.assert_allclose(seen[0], seen[1], rtol=1e-5)

@@ -71,44 +71,42 @@ def test_the_mean_of_several_batches_has_their_law(num_batches):
     assert float(info.num_grad_evals[0]) == pytest.approx(0.1 * num_batches * steps)
 
 
+BUDGET = 4096
+
+
 @pytest.fixture(scope="module")
-def location():
-    """Rows N(x, 1): a posterior that is Gaussian, whatever the batch."""
+def tuned():
+    """A run with its pilot, where the posterior is Gaussian whatever the batch."""
     target, _, _, precision = gaussian_location(num_data=2000)
-    return target_of(target.minibatch, jnp.zeros(2)), precision
+    target = target_of(target.minibatch, jnp.zeros(2))
+    options = {"tuning": "stein", "tuning_budget": BUDGET, "max_inflation": 0.2}
+    return target, precision, *sample(target, num_samples=2000, **options)
 
 
-def test_tuning_takes_no_arm_that_is_unstable_or_that_the_pilot_sees_to_be_wrong(
-    location,
-):
-    target, precision = location
-    adapt, (draws, info) = sample(
-        target, num_samples=2000, tuning="stein", max_inflation=0.2
-    )
-    params = adapt.params
+def test_tuning_takes_no_arm_that_is_unstable_or_that_the_pilot_sees_to_be_wrong(tuned):
+    _, precision, adapt, (draws, info) = tuned
     # the step in the middle is 0.67, and eight times that unstable
-    assert 0.05 < float(params["step_size"]) < 2
-    assert int(params["num_batches"]) in BATCHES
+    assert 0.05 < float(adapt.params["step_size"]) < 2
+    assert int(adapt.params["num_batches"]) in BATCHES
     # a Gaussian's law is what is predicted: 1,500 effective draws, 4 errors of 0.037
     ratio = np.var(np.asarray(draws), 0) * precision
     np.testing.assert_allclose(ratio, 1 + float(info.predicted_inflation[0]), rtol=0.15)
 
 
-def test_tuning_spends_its_budget_and_counts_it(location):
-    target = location[0]
-    spent = {}
-    for tuning in ("predicted", "stein"):
-        warm = sgld.warmup(tuning=tuning, tuning_budget=4096)
-        run = jax.jit(lambda key, warm=warm: warm.init(key, target.position, target, 0))
-        spent[tuning] = float(run(jax.random.key(0)).num_grad_evals)
+def test_tuning_spends_its_budget_and_counts_it(tuned):
+    target, _, adapt, _ = tuned
+    init = sgld.warmup().init
+    before = jax.jit(lambda key: init(key, target.position, target, 0).num_grad_evals)
     rounds, arms = 4, len(FACTORS) * len(BATCHES)
     assert arms == 2**rounds
     # batches of 100 of 2,000 rows, each at two places
-    batches = (spent["stein"] - spent["predicted"]) / 0.1
+    key = jax.random.split(jax.random.key(0))[0]
+    batches = (float(adapt.num_grad_evals) - float(before(key))) / 0.1
     scores = KEPT * sum(arms >> i for i in range(rounds))
-    assert batches == pytest.approx(4096 + scores, rel=1e-3)
+    assert batches == pytest.approx(BUDGET + scores, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_noisy_gradients_get_more_batches_or_smaller_steps():
     # one row of 2,000: V is 2,000, and and a step of 0.002 would do
     target, *_ = gaussian_location(num_data=2000)

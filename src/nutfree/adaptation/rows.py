@@ -151,39 +151,17 @@ def warmup_builder(
                 ),
             }
             if tuning == "stein":
-                there = control
-                if gradient == "plain":
-                    there, count = control_at(minibatch, mode.centre, count)
-
-                def from_batch(estimator, control):
-                    def of(key, x, count):
-                        rows = draw_rows(key, shares)
-                        return estimator(minibatch, rows, x, control, count)
-
-                    return of
-
-                chain_gradient = plain if gradient == "plain" else control_variate
-                step_size, num_batches, count = stein_bandit(
+                chosen, count = _by_stein(
                     jax.random.fold_in(rng_key, 5),
                     dynamics,
-                    from_batch(chain_gradient, control),
-                    from_batch(control_variate, there),
-                    mode.centre,
-                    (
-                        lambda x: solve_root(factor, x - mode.centre),
-                        lambda u: matvec(factor, u),
-                        whiten,
-                    ),
-                    jnp.asarray(params["step_size"], x.dtype),
-                    {name: jnp.asarray(params[name], x.dtype) for name in settings},
+                    minibatch,
+                    lambda key: draw_rows(key, shares),
+                    mode,
+                    params,
                     count,
                     tuning_budget,
                 )
-                params |= {
-                    "step_size": step_size,
-                    "num_batches": num_batches,
-                    "gradient_noise": noise / num_batches,
-                }
+                params |= chosen
             # chains start apart, where the density allows it
             start = draw(start_key)
             g, count = estimate(rows_key, (start, mode.centre), count)
@@ -202,6 +180,43 @@ def warmup_builder(
         return Warmup(pilot, update, lambda adapt_state: adapt_state.params)
 
     return warmup
+
+
+def _by_stein(
+    rng_key, dynamics, minibatch, draw_rows, mode: Laplace, params, count, budget
+) -> tuple[dict, Any]:
+    """What tuning='stein' puts in place of the params found before, and the count."""
+    centre, factor = mode.centre, root(mode.covariance)
+    control, estimator = params["control"], control_variate
+    if not isinstance(control, Control):
+        estimator = plain
+        control, count = control_at(minibatch, centre, count)
+
+    def from_batch(estimator):
+        def gradient(key, x, count):
+            return estimator(minibatch, draw_rows(key), x, control, count)
+
+        return gradient
+
+    step_size, num_batches, count = stein_bandit(
+        rng_key,
+        dynamics,
+        from_batch(estimator),
+        from_batch(control_variate),
+        centre,
+        (
+            lambda x: solve_root(factor, x - centre),
+            lambda u: matvec(factor, u),
+            lambda g: matvec(transpose(factor), g),
+        ),
+        jnp.asarray(params["step_size"], centre.dtype),
+        {k: jnp.asarray(params[k], centre.dtype) for k in dynamics.settings},
+        count,
+        budget,
+    )
+    noise = params["gradient_noise"] / num_batches
+    chosen = {"step_size": step_size, "num_batches": num_batches}
+    return chosen | {"gradient_noise": noise}, count
 
 
 def _importance(minibatch, pairs, relative: bool, whiten, count):

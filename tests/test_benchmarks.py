@@ -6,10 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import common, modes
+from benchmarks import common, modes, rows
 from benchmarks.multimodal import effective_draws
 from benchmarks.overhead import synthetic
-from benchmarks.rows import problems
 from benchmarks.run import NAMES
 from benchmarks.tempering import ladder, parallel_tempering
 from nutfree import Target, model_target
@@ -156,14 +155,18 @@ def test_synthetic_rows_are_the_same_for_the_same_seed():
     assert set(a["y"]) == {0, 1}
 
 
-def test_posteriors_over_many_rows_are_drawn_in_batches_and_seen_alike():
-    for label, problem in problems(quick=True).items():
-        target = problem.target
-        assert target.minibatch is not None, label
-        assert target.minibatch.num_data == len(problem.data["y"])
-        # two draws of the model's own values become two vectors
-        values = target.constrain(target.position)
-        twice = jax.tree.map(lambda x: np.stack([x, x]), values)
-        seen = np.asarray(problem.look(twice))
-        assert seen.ndim == 2
-        np.testing.assert_allclose(seen[0], seen[1], rtol=1e-5)
+@pytest.mark.parametrize("name", ["counts", "network"])
+def test_posteriors_over_many_rows_are_drawn_in_batches_and_seen_alike(name):
+    data = rows.synthetic_counts(200)
+    if name == "network":
+        data = {"X": data["X"], "y": data["group"] % 2}
+    target = model_target(getattr(rows, name), kwargs=data)
+    assert target.minibatch.num_data == 200
+    look = rows.unconstrained(target)
+    if name == "network":
+        look = rows.log_odds(data["X"][:7])
+    # two draws of the model's own values become two vectors
+    values = target.constrain(target.position)
+    seen = np.asarray(look(jax.tree.map(lambda x: np.stack([x, x]), values)))
+    assert seen.shape == (2, 7 if name == "network" else 27)
+    np.testing.assert_allclose(seen[0], seen[1], rtol=1e-5)

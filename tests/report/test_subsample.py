@@ -192,7 +192,10 @@ def test_a_report_says_what_the_step_does_to_variances(data, target):
     assert not found.valid
 
 
-@pytest.mark.parametrize(("num_rows", "first"), [(500, "nuts"), (60_000, "sgld")])
+@pytest.mark.parametrize(
+    ("num_rows", "first"),
+    [(500, "nuts"), pytest.param(60_000, "sgld", marks=pytest.mark.slow)],
+)
 def test_sgld_is_recommended_where_rows_are_many_and_not_where_they_are_few(
     num_rows, first
 ):

@@ -2,9 +2,10 @@
 
 Each is compiled before it is timed. A contender returns draws, the passes spent before
 the first one, and those of each draw. What a peer leaves to its user is chosen for it:
-HMCECS and SGMCMCJax are given the mode, at no cost; SGMCMCJax, which has no
-preconditioner and no warm-up, the step size that our kernel's rule gives for the
-coordinate of the least variance. BlackJAX's SGLD is tuned by our wrapper.
+HMCECS is given the mode, at no cost. SGMCMCJax, which has no preconditioner and no
+warm-up, goes to the mode as our kernels do, at that cost, and takes the step size that
+their rule gives for the coordinate of the least variance. BlackJAX's SGLD is tuned by
+our wrapper.
 
 SGMCMCJax is run where `sgmcmcjax` can be imported, for which
 `pip install --no-deps sgmcmcjax tqdm` is enough. Its progress bar asks for a module
@@ -19,7 +20,6 @@ from collections.abc import Callable
 import jax
 import jax.experimental
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 from numpyro.infer import HMCECS, MCMC, NUTS
 
@@ -133,38 +133,39 @@ def sgmcmcjax(problem: Problem, schedule) -> Chain | None:
     if kernels is None:
         return None
     _, num_draws, thinning = schedule
-    found, unravel, minibatch = mode_of(problem)
-    dim = found.centre.size
-    size = default_batch_size(minibatch.num_data, dim)
-    covariance = np.atleast_2d(np.asarray(found.covariance, float))
-    step = float(step_for_inflation(MAX_INFLATION, dim / size, 1.0))
-    # x + dt g + sqrt(2 dt) xi
-    dt = 0.5 * step * float(np.linalg.eigvalsh(covariance)[0])
-    init, move, get = kernels.build_sgldCV_kernel(
-        dt,
-        lambda x, row: minibatch.terms(x, row[None])[1][0],
-        lambda x: minibatch.terms(x, jnp.zeros(2, int))[0],
-        (jnp.arange(minibatch.num_data),),
-        size,
-        found.centre,
-    )
+    target = problem.target
+    x, unravel = ravel_pytree(target.position)
+    minibatch = flat_minibatch(target.minibatch, unravel)
+    size = default_batch_size(minibatch.num_data, x.size)
+    step = step_for_inflation(MAX_INFLATION, x.size / size, 1.0)
 
     def run(rng_key):
-        start_key, rng_key = jax.random.split(rng_key)
+        mode_key, start_key, rng_key = jax.random.split(rng_key, 3)
+        found, count = laplace_of_rows(mode_key, minibatch, x, jnp.zeros(()))
+        # x + dt g + sqrt(2 dt) xi
+        least = jnp.min(jnp.linalg.eigvalsh(found.covariance))
+        init, move, get = kernels.build_sgldCV_kernel(
+            0.5 * step * least,
+            lambda x, row: minibatch.terms(x, row[None])[1][0],
+            lambda x: minibatch.terms(x, jnp.zeros(2, int))[0],
+            (jnp.arange(minibatch.num_data),),
+            size,
+            found.centre,
+        )
 
         def draw(state, key):
             def one(i, state):
                 return move(i, jax.random.fold_in(key, i), state)
 
             state = jax.lax.fori_loop(0, thinning, one, state)
-            return state, problem.target.constrain(unravel(get(state)))
+            return state, target.constrain(unravel(get(state)))
 
         state = init(start_key, found.centre)
         keys = jax.random.split(rng_key, num_draws)
         samples = jax.lax.scan(draw, state, keys)[1]
         each = jnp.full(num_draws, 2 * size * thinning / minibatch.num_data)
         # the gradient at the centre
-        return samples, jnp.asarray(1.0), each
+        return samples, count + 1, each
 
     program = jax.jit(run).lower(jax.random.key(0)).compile()
     return lambda: program(jax.random.key(1))

@@ -1,4 +1,4 @@
-"""Checks of draws from a posterior over many rows, in a few passes over them.
+"""Checks of draws from a posterior over many rows, without a pass for each draw.
 
 Around a centre c, with G the gradient of all rows' log likelihood there,
 

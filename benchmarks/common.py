@@ -148,7 +148,7 @@ def laplace_reference(target: nf.Target, num_draws: int) -> tuple[NDArray, ...]:
     noise = rng.standard_normal((num_draws, x.size))
     noise /= np.sqrt(rng.chisquare(freedom, size=(num_draws, 1)) / freedom)
     draws = np.asarray(x, float) + noise @ factor.T
-    evaluate = jax.jit(lambda xs: jax.lax.map(logdensity, xs))
+    evaluate = jax.jit(lambda xs: jax.lax.map(logdensity, xs, batch_size=16))
     log_target = np.asarray(evaluate(jnp.asarray(draws, x.dtype)), float)
     power = 0.5 * (freedom + x.size)
     log_weight = log_target + power * np.log1p((noise**2).sum(1) / freedom)

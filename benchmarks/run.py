@@ -18,7 +18,9 @@ def main() -> None:
     parser.add_argument("name", choices=(*NAMES, "all"))
     parser.add_argument("--quick", action="store_true", help="smaller, in minutes")
     parser.add_argument(
-        "--only", default="", help="those targets of `multimodal` that have this text"
+        "--only",
+        default="",
+        help="those targets of `multimodal` or `bigdata` that have this text",
     )
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))  # `models` and `benchmarks` are not installed
@@ -27,7 +29,7 @@ def main() -> None:
     for name in NAMES if options.name == "all" else (options.name,):
         module = import_module(f"benchmarks.{name}")
         with stopwatch() as watch:
-            only = {"only": options.only} if name == "multimodal" else {}
+            only = {"only": options.only} if name in ("multimodal", "bigdata") else {}
             table = module.run(options.quick, **only)
         show(module.__doc__, table, watch.seconds)
 

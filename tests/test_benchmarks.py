@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import common, modes
+from benchmarks import common, modes, rows
 from benchmarks.multimodal import effective_draws
 from benchmarks.overhead import synthetic
 from benchmarks.run import NAMES
@@ -153,3 +153,20 @@ def test_synthetic_rows_are_the_same_for_the_same_seed():
     a, b = synthetic(100, 3), synthetic(100, 3)
     np.testing.assert_array_equal(a["X"], b["X"])
     assert set(a["y"]) == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["counts", "network"])
+def test_posteriors_over_many_rows_are_drawn_in_batches_and_seen_alike(name):
+    data = rows.synthetic_counts(200)
+    if name == "network":
+        data = {"X": data["X"], "y": data["group"] % 2}
+    target = model_target(getattr(rows, name), kwargs=data)
+    assert target.minibatch.num_data == 200
+    look = rows.unconstrained(target)
+    if name == "network":
+        look = rows.log_odds(data["X"][:7])
+    # two draws of the model's own values become two vectors
+    values = target.constrain(target.position)
+    seen = np.asarray(look(jax.tree.map(lambda x: np.stack([x, x]), values)))
+    assert seen.shape == (2, 7 if name == "network" else 27)
+    np.testing.assert_allclose(seen[0], seen[1], rtol=1e-5)

@@ -48,6 +48,7 @@ __all__ = [
     "UnsupportedModel",
     "as_target",
     "compare",
+    "cross_check",
     "federated",
     "full_data",
     "kernel",
@@ -63,7 +64,7 @@ __all__ = [
 ]
 
 
-_REPORT = ("compare", "recommend", "to_arviz")
+_REPORT = ("compare", "cross_check", "recommend", "to_arviz")
 
 
 def __getattr__(name: str):

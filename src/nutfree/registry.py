@@ -93,7 +93,7 @@ class KernelSpec:
             is one for the same posteriors.
         collects: fields of Info that the hosts collect with every draw. The report
             reads `log_importance` and `proposal_log_importance`, see
-            `nutfree.report.evidence`.
+            `nutfree.report.evidence`, and `predicted_inflation`.
         uses_gradient: False for a kernel that only evaluates the log density.
         recommended: True for the member that the family's name stands for.
         mcmc_kernel: a NumPyro `MCMCKernel` class where NumPyro has the kernel

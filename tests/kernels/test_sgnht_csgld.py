@@ -5,9 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nutfree.dynamics.gradients import control_at
 from nutfree.kernels import csgld, sgbaoab, sgld, sgnht
 from nutfree.target import Minibatch, Target
-from tests.kernels.test_stochastic import one_dimensional
+from tests.kernels.test_stochastic import (
+    MEAN,
+    PRECISION,
+    SCALE,
+    A,
+    B,
+    N,
+    check,
+    langevin,
+    one_dimensional,
+    recursion,
+)
 from tests.recursions import Recursion, stationary
 
 
@@ -28,7 +40,7 @@ def location(num_data, dim, seed=0):
 
 def run(module, target, mean, num_data, keys, num_transitions, static, params):
     """The last states of many chains, in units of the posterior's sd."""
-    kernel = module.build_kernel(gradient="plain", **static)
+    kernel = module.build_kernel(**{"gradient": "plain", **static})
 
     def one(key):
         state = module.init(jnp.asarray(mean), target, key)
@@ -60,6 +72,62 @@ def test_the_thermostat_takes_up_noise_that_is_alike_in_every_coordinate():
     assert np.mean(v**2) > 1.4
     friction = 2 + 0.5 * 0.2 * np.mean(noise) / 10
     assert jnp.mean(state.auxiliary.xi) == pytest.approx(friction, rel=0.08)
+
+
+def test_control_variates_leave_the_thermostat_nothing_to_take_up():
+    # rows whose gradients differ by constants: the estimate is exact
+    num_data, dim = 100, 60
+    target, mean, _ = location(num_data, dim)
+    keys = jax.random.split(jax.random.key(5), 300)
+    control, _ = control_at(target.minibatch, jnp.asarray(mean) + 0.1, 0.0)
+    static = {"batch_size": 10, "gradient": "control_variate"}
+    params = {"step_size": 0.2, "num_steps": 200, "control": control}
+    u, state, _ = run(sgnht, target, mean, num_data, keys, 2, static, params)
+    assert np.mean(u**2) == pytest.approx(1.0, abs=0.05)
+    # friction A itself, where noise of plain gradients makes it 3
+    assert jnp.mean(state.auxiliary.xi) == pytest.approx(2.0, rel=0.08)
+
+
+def test_a_cycle_with_control_variates_has_the_law_of_its_recursion():
+    # rows of different slopes, and a centre one sd from the mode
+    a, b = jnp.asarray(A), jnp.asarray(B)
+
+    def terms(x, indices):
+        slope, curve = a[indices].astype(x.dtype), b[indices].astype(x.dtype)
+        return -0.5 * jnp.sum(x**2), slope * x[0] - 0.5 * curve * x[0] ** 2
+
+    minibatch = Minibatch(N, terms)
+    target = Target(
+        lambda x: minibatch.logdensity(x, jnp.arange(N)), minibatch=minibatch
+    )
+    centre, step_size, num_steps = MEAN + SCALE, 0.4, 30
+    control, _ = control_at(minibatch, jnp.asarray([centre]), 0.0)
+    kernel = csgld.build_kernel(batch_size=1)
+
+    def one(key):
+        state = csgld.init(jnp.asarray([MEAN]), target, key)
+        params = {
+            "step_size": step_size,
+            "num_steps": num_steps,
+            "control": control,
+            "inverse_mass_matrix": 1 / PRECISION,
+        }
+
+        def body(state, key):
+            return kernel(key, state, target, **params)
+
+        state, _ = jax.lax.scan(body, state, jax.random.split(key, 4))
+        return state.ahead[0] / SCALE
+
+    u = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(6), 20_000))
+    full = A.sum() - B.sum() * centre
+    at_zero, slopes = SCALE * (full + N * B * centre), SCALE**2 * (1 + N * B)
+    cycle = []
+    for k in range(num_steps):
+        h = 0.5 * step_size * (np.cos(np.pi * k / num_steps) + 1)
+        steps = recursion(langevin, h, at_zero, slopes)
+        cycle.append(steps._replace(noise=steps.noise * (k >= num_steps / 2)))
+    check(u, stationary(cycle))
 
 
 def test_thermostat_bias_without_noise_falls_with_the_square_of_the_step():

@@ -143,7 +143,7 @@ def test_control_variates_have_the_law_of_the_random_recursion(name, target):
     check(u, stationary([steps]))
 
 
-@pytest.mark.parametrize("name", ["sgld", "sgbaoab"])
+@pytest.mark.parametrize("name", DYNAMICS)
 def test_svrg_has_the_law_of_the_recursion_with_its_snapshot(name, target):
     dynamics, settings, h = DYNAMICS[name]
     period = 5
@@ -173,26 +173,32 @@ def test_svrg_has_the_law_of_the_recursion_with_its_snapshot(name, target):
     check(u, stationary([refresh, *[widened] * period]))
 
 
-def test_saga_has_the_law_of_the_recursion_with_its_table(target):
-    h = 0.4
-    u = whitened_ends(target, "sgld", {"step_size": h, "num_steps": 8}, gradient="saga")
-    # coordinates (u, T_1, ..., T_N), all gradients in units of the posterior
-    maps, offsets = np.zeros((N, N + 1, N + 1)), np.zeros((N, N + 1))
+@pytest.mark.parametrize("name", DYNAMICS)
+def test_saga_has_the_law_of_the_recursion_with_its_table(name, target):
+    dynamics, settings, h = DYNAMICS[name]
+    u = whitened_ends(
+        target, name, settings | {"step_size": h, "num_steps": 8}, gradient="saga"
+    )
+    # coordinates (u, ..., T_1, ..., T_N), all gradients in units of the posterior:
+    # what a step does without a gradient, and how a gradient of one pushes it
+    still, _, noise = (np.array(part, float) for part in dynamics(0.0, 0.0, h))
+    push = np.array(dynamics(1.0, 0.0, h)[1], float)
+    size = len(push)
+    maps, offsets = np.zeros((N, size + N, size + N)), np.zeros((N, size + N))
     for k in range(N):
-        at_row = np.zeros(N + 1)
+        at_row = np.zeros(size + N)
         at_row[0] = -(SCALE**2) * B[k]
-        gradient = np.ones(N + 1)
-        gradient[0] = -(SCALE**2)
+        gradient = np.zeros(size + N)
+        gradient[0], gradient[size:] = -(SCALE**2), 1
         gradient += N * at_row
-        gradient[1 + k] -= N
-        maps[k] = np.eye(N + 1)
-        maps[k, 0] += 0.5 * h * gradient
-        maps[k, 1 + k] = at_row
-        offsets[k, 0] = 0.5 * h * N * SCALE * A[k]
-        offsets[k, 1 + k] = SCALE * A[k]
-    noise = np.zeros((N + 1, N + 1))
-    noise[0, 0] = h
-    check(u, stationary([Recursion(maps, offsets, noise)]))
+        gradient[size + k] -= N
+        maps[k] = np.eye(size + N)
+        maps[k, :size, :size] = still
+        maps[k, :size] += np.outer(push, gradient)
+        maps[k, size + k] = at_row
+        offsets[k, :size] = push * N * SCALE * A[k]
+        offsets[k, size + k] = SCALE * A[k]
+    check(u, stationary([Recursion(maps, offsets, np.pad(noise, (0, N)))]))
 
 
 def test_importance_sampling_has_the_law_of_its_own_batches(target):

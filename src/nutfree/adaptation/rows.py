@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from nutfree.adaptation.bandit import stein_bandit
 from nutfree.adaptation.base import AdaptationState, Warmup
 from nutfree.adaptation.mode import Laplace, laplace_of_rows
 from nutfree.dynamics.estimators import WANDERING, row_gradients
@@ -21,9 +22,10 @@ from nutfree.dynamics.gradients import (
     plain,
     whitened_noise,
 )
-from nutfree.dynamics.preconditioning import matvec, root, transpose
+from nutfree.dynamics.preconditioning import matvec, root, solve_root, transpose
 from nutfree.dynamics.rows import check_sampling, require_fixed_rows, row_shares
 from nutfree.dynamics.stochastic import Dynamics, row_sampler
+from nutfree.errors import InvalidOption
 
 #: Positions at which the rows' gradients are compared for importance sampling.
 IMPORTANCE_DRAWS = 4
@@ -56,14 +58,22 @@ def warmup_builder(
         sampling: str = "uniform",
         replacement: bool = True,
         max_inflation: float = 0.05,
+        tuning: str = "predicted",
+        tuning_budget: int = 8192,
     ) -> Warmup:
         """Find the mode, its curvature and control variate, and a step size.
 
         The step size is that at which the predicted inflation of the posterior
-        variance, from the noise of gradients around the mode, is `max_inflation`.
-        After a divergent transition it is halved.
+        variance, from the noise of gradients around the mode, is `max_inflation`; with
+        tuning="stein", pilot chains around it choose another, and how many batches a
+        gradient takes. After a divergent transition it is halved.
         """
         check_sampling(sampling, replacement)
+        if tuning == "stein" and gradient in WANDERING:
+            raise InvalidOption(
+                f"tuning='stein' runs many pilot chains, and gradient='{gradient}' has "
+                "a memory of its own for each. Leave one of them out."
+            )
 
         def pilot(rng_key, position, target, num_steps) -> AdaptationState:
             del num_steps
@@ -140,6 +150,18 @@ def warmup_builder(
                     max_inflation, jnp.max(noise), mode.curvature, settings
                 ),
             }
+            if tuning == "stein":
+                chosen, count = _by_stein(
+                    jax.random.fold_in(rng_key, 5),
+                    dynamics,
+                    minibatch,
+                    lambda key: draw_rows(key, shares),
+                    mode,
+                    params,
+                    count,
+                    tuning_budget,
+                )
+                params |= chosen
             # chains start apart, where the density allows it
             start = draw(start_key)
             g, count = estimate(rows_key, (start, mode.centre), count)
@@ -158,6 +180,43 @@ def warmup_builder(
         return Warmup(pilot, update, lambda adapt_state: adapt_state.params)
 
     return warmup
+
+
+def _by_stein(
+    rng_key, dynamics, minibatch, draw_rows, mode: Laplace, params, count, budget
+) -> tuple[dict, Any]:
+    """What tuning='stein' puts in place of the params found before, and the count."""
+    centre, factor = mode.centre, root(mode.covariance)
+    control, estimator = params["control"], control_variate
+    if not isinstance(control, Control):
+        estimator = plain
+        control, count = control_at(minibatch, centre, count)
+
+    def from_batch(estimator):
+        def gradient(key, x, count):
+            return estimator(minibatch, draw_rows(key), x, control, count)
+
+        return gradient
+
+    step_size, num_batches, count = stein_bandit(
+        rng_key,
+        dynamics,
+        from_batch(estimator),
+        from_batch(control_variate),
+        centre,
+        (
+            lambda x: solve_root(factor, x - centre),
+            lambda u: matvec(factor, u),
+            lambda g: matvec(transpose(factor), g),
+        ),
+        jnp.asarray(params["step_size"], centre.dtype),
+        {k: jnp.asarray(params[k], centre.dtype) for k in dynamics.settings},
+        count,
+        budget,
+    )
+    noise = params["gradient_noise"] / num_batches
+    chosen = {"step_size": step_size, "num_batches": num_batches}
+    return chosen | {"gradient_noise": noise}, count
 
 
 def _importance(minibatch, pairs, relative: bool, whiten, count):

@@ -25,6 +25,13 @@ def root(covariance: jax.Array) -> jax.Array:
     return jnp.sqrt(covariance)
 
 
+def solve_root(factor: jax.Array, x: jax.Array) -> jax.Array:
+    """R^-1 x, for the R that `root` returns."""
+    if jnp.ndim(factor) == 2:
+        return jax.scipy.linalg.solve_triangular(factor, x, lower=True)
+    return x / factor
+
+
 def transpose(matrix: jax.Array) -> jax.Array:
     return matrix.T if jnp.ndim(matrix) == 2 else matrix
 

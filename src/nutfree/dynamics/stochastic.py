@@ -167,7 +167,8 @@ def kernel_builder(
         or `()`; `control`, the `Control` of the control variate; `shares`, the
         `Shares` of rows; `gradient_noise` V, of shape `(d,)` or `()`, and
         `curvature`, for `predicted_inflation`; `num_steps`, where zero stands for
-        what the dynamics needs; and the settings of the dynamics.
+        what the dynamics needs; `num_batches`, of which the gradient is the mean, one
+        where it is None; and the settings of the dynamics.
         """
         estimate = estimator_of(gradient, refresh_every).gradient
         check_sampling(sampling, replacement)
@@ -183,6 +184,7 @@ def kernel_builder(
             gradient_noise=0.0,
             curvature=1.0,
             num_steps=0,
+            num_batches=None,
             **settings,
         ) -> tuple[StochasticState, StochasticInfo]:
             x, unravel = ravel_pytree(state.position)
@@ -201,13 +203,28 @@ def kernel_builder(
             num_steps = jnp.where(jnp.asarray(num_steps) > 0, num_steps, needed)
             num_steps = num_steps.astype(int)
 
+            def from_batch(key, x, memory, count):
+                rows = draw(key, shares)
+                return estimate(minibatch, rows, x, control, memory, count)
+
+            def gradient_at(key, x, memory, count):
+                if num_batches is None:
+                    return from_batch(key, x, memory, count)
+
+                def add(j, carry):
+                    total, memory, count = carry
+                    key_of_batch = jax.random.fold_in(key, j)
+                    g, memory, count = from_batch(key_of_batch, x, memory, count)
+                    return total + g, memory, count
+
+                start = (jnp.zeros_like(x), memory, count)
+                total, *rest = jax.lax.fori_loop(0, num_batches, add, start)
+                return total / num_batches, *rest
+
             def step(i, carry):
                 x, ahead, auxiliary, memory, divergent, count = carry
                 keys = jax.random.split(jax.random.fold_in(rng_key, i))
-                rows = draw(keys[0], shares)
-                g, memory, count = estimate(
-                    minibatch, rows, ahead, control, memory, count
-                )
+                g, memory, count = gradient_at(keys[0], ahead, memory, count)
 
                 def move(x):
                     displacement, new = dynamics.move(
@@ -275,6 +292,21 @@ class StochasticOptions:
     )
     num_steps: int | None = option(
         None, "steps per transition; None is 2/h, at most 1,000", ge=1, tuned=True
+    )
+
+
+@dataclass(frozen=True)
+class TunableOptions(StochasticOptions):
+    """Of a kernel whose law is the posterior's, which a Stein discrepancy can judge."""
+
+    tuning: str = option(
+        "predicted",
+        "the step size by its predicted inflation, or step and batch size by the Stein "
+        "discrepancy of pilot chains",
+        choices=("predicted", "stein"),
+    )
+    tuning_budget: int = option(
+        8192, "batches that all pilot chains of tuning='stein' may spend", ge=1024
     )
 
 

@@ -125,6 +125,7 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=Options,
     needs=("minibatch",),
+    collects=("predicted_inflation",),
     guarantee="biased",
     bias="variances are wrong by what predicted_inflation shows, less with a larger "
     "num_steps; modes are drawn by their basins as much as by their masses",

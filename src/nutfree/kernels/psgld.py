@@ -26,7 +26,7 @@ from nutfree.dynamics.gradients import predicted_inflation
 from nutfree.dynamics.stochastic import (
     BIAS,
     Dynamics,
-    StochasticOptions,
+    TunableOptions,
     init_for,
     kernel_builder,
     steps_for,
@@ -88,7 +88,7 @@ warmup = warmup_builder(DYNAMICS)
 
 
 @dataclass(frozen=True)
-class Options(StochasticOptions):
+class Options(TunableOptions):
     smoothing: float | None = option(
         None, "weight a of the past in the mean square gradient", ge=0, le=1, tuned=True
     )
@@ -104,6 +104,7 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=Options,
     needs=("minibatch",),
+    collects=("predicted_inflation",),
     guarantee="biased",
     bias=f"{BIAS}; far below 1, smoothing makes tails too heavy, whatever the step",
 )

@@ -21,7 +21,7 @@ from nutfree.adaptation.rows import warmup_builder
 from nutfree.dynamics.stochastic import (
     BIAS,
     Dynamics,
-    StochasticOptions,
+    TunableOptions,
     init_for,
     kernel_builder,
 )
@@ -70,7 +70,7 @@ warmup = warmup_builder(DYNAMICS)
 
 
 @dataclass(frozen=True)
-class Options(StochasticOptions):
+class Options(TunableOptions):
     friction: float | None = option(
         None, "friction alpha per unit of time; 2 unless given", gt=0, tuned=True
     )
@@ -86,6 +86,7 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=Options,
     needs=("minibatch",),
+    collects=("predicted_inflation",),
     guarantee="biased",
     bias=BIAS,
 )

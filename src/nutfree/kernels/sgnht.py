@@ -25,7 +25,7 @@ from nutfree.adaptation.rows import warmup_builder
 from nutfree.dynamics.stochastic import (
     BIAS,
     Dynamics,
-    StochasticOptions,
+    TunableOptions,
     init_for,
     kernel_builder,
 )
@@ -97,7 +97,7 @@ warmup = warmup_builder(DYNAMICS)
 
 
 @dataclass(frozen=True)
-class Options(StochasticOptions):
+class Options(TunableOptions):
     friction: float | None = option(
         None, "injected noise A per unit of time; 2 unless given", gt=0, tuned=True
     )
@@ -113,6 +113,7 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=Options,
     needs=("minibatch",),
+    collects=("predicted_inflation",),
     guarantee="biased",
     bias=BIAS,
 )

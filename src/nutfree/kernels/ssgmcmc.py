@@ -122,6 +122,7 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=Options,
     needs=("minibatch",),
+    collects=("predicted_inflation",),
     guarantee="biased",
     bias="dependence between sites is left out, whatever the step size, and less of it "
     "with a small dropout; the kernel Stein discrepancy and another kernel show it",

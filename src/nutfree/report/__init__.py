@@ -20,15 +20,23 @@ from nutfree.report.plots import (
     plot_trace,
 )
 from nutfree.report.recommend import recommend
+from nutfree.report.subsample import (
+    CrossCheck,
+    cross_check,
+    minibatch_scores,
+)
 
 __all__ = [
     "Comparison",
+    "CrossCheck",
     "ModeAgreement",
     "ScoreMoments",
     "SteinDiscrepancy",
     "compare",
+    "cross_check",
     "entropic_w2",
     "kernel_stein_discrepancy",
+    "minibatch_scores",
     "mode_weights",
     "plot_comparison",
     "plot_draws",

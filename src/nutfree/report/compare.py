@@ -34,6 +34,7 @@ __all__ = ["Comparison", "compare"]
 COLUMNS = (
     "ess_bulk",
     "ess_tail",
+    "ess_exact",
     "r_hat",
     "divergences",
     "grad_evals",
@@ -46,6 +47,7 @@ COLUMNS = (
     "score_z",
     "mode_tv",
     "mode_tv_floor",
+    "predicted_inflation",
     "pareto_k",
     "log_evidence",
     "log_evidence_se",

@@ -105,6 +105,7 @@ def kernel_stein_discrepancy(
     num_bootstrap: int = 500,
     block: int = 256,
     seed: int = 0,
+    noisy: bool = False,
 ) -> SteinDiscrepancy:
     r"""Inverse-multiquadric kernel Stein discrepancy of draws, with its floor.
 
@@ -123,6 +124,12 @@ def kernel_stein_discrepancy(
     Autocorrelated draws exceed that floor however right they are: thin them to about
     their effective sample size first.
 
+    Scores may be estimates, unbiased and with independent errors, as those from a batch
+    of rows for each draw: :math:`k_0` is linear in either score, so that
+    with ``noisy`` the mean over pairs of different draws,
+    :math:`(n(n-1))^{-1}\sum_{i\ne j}`, is an unbiased estimate of the squared
+    discrepancy, which the terms of a draw with itself would make too large.
+
     Args:
         draws: array ``(n, d)`` on the space where the density lives.
         scores_or_logdensity: array ``(n, d)`` of scores, or a log density of a ``(d,)``
@@ -131,6 +138,7 @@ def kernel_stein_discrepancy(
         num_bootstrap: sign vectors behind the floor.
         block: rows of the Stein matrix held at once; memory is O(n · block).
         seed: of the signs.
+        noisy: whether the scores are estimates, whose errors are independent.
 
     Returns:
         A :class:`SteinDiscrepancy`. All fields are NaN when fewer than three draws are
@@ -186,10 +194,13 @@ def kernel_stein_discrepancy(
     for start in range(0, n, block):
         rows = slice(start, start + block)
         matrix = _stein_block(x[rows], s[rows], x, s)
+        if noisy:
+            matrix[np.arange(len(matrix)), np.arange(start, start + len(matrix))] = 0.0
         total += matrix.sum()
         null += (signs[rows] * (matrix @ signs)).sum(0)
-    ksd = np.sqrt(max(total, 0.0)) / n
-    floor = np.sqrt(max(np.quantile(null, 0.95), 0.0)) / n
+    pairs = n * (n - 1) if noisy else n * n
+    ksd = np.sqrt(max(total, 0.0) / pairs)
+    floor = np.sqrt(max(np.quantile(null, 0.95), 0.0) / pairs)
     return SteinDiscrepancy(float(ksd), float(floor), n, dropped)
 
 

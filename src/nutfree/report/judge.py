@@ -24,10 +24,12 @@ from nutfree.report.discrepancies import (
 )
 from nutfree.report.evidence import pareto_k
 from nutfree.report.modes import find_modes, mode_weights, thin
+from nutfree.report.subsample import MANY_ROWS, minibatch_scores, surrogate
 from nutfree.target import Target
 
 __all__ = [
     "Evidence",
+    "exact_draws",
     "has_gradient",
     "judge",
     "latent_posterior",
@@ -47,6 +49,8 @@ MAX_MODE_RATIO = 1.25
 MAX_PARETO_K = 1.0
 MAX_EVIDENCE_PARETO_K = 0.7
 MIN_ESS = 50.0
+#: A predicted error of variances that is worth a word.
+MAX_INFLATION = 0.1
 #: A mode counts as missed where another run holds at least this share in it.
 MISSED_WEIGHT = 0.05
 
@@ -131,6 +135,11 @@ def _figures(tree: xr.DataTree, target: Target) -> dict[str, float]:
     for per, cost in (("grad", "grad_evals"), ("second", "seconds")):
         spent = figures[cost]
         figures[f"ess_per_{per}"] = figures["ess_bulk"] / spent if spent > 0 else nan
+    figures["predicted_inflation"] = figures["ess_exact"] = nan
+    if "predicted_inflation" in stats:
+        inflation = float(stats["predicted_inflation"].max())
+        figures["predicted_inflation"] = inflation
+        figures["ess_exact"] = exact_draws(figures["ess_bulk"], inflation)
     figures["pareto_k"] = nan
     if "proposal_log_importance" in stats:
         figures["pareto_k"] = pareto_k(np.asarray(stats["proposal_log_importance"]))
@@ -139,15 +148,47 @@ def _figures(tree: xr.DataTree, target: Target) -> dict[str, float]:
     return figures
 
 
+def exact_draws(ess: float, inflation: float) -> float:
+    """How many exact draws give a mean and a sd that are as accurate.
+
+    Variances too large by a fraction v leave the mean of n effective draws the error
+    of n/(1 + v); that of the sd has a bias b = (1 + v)^(1/2) - 1 besides, so that in
+    mean square it is that of 1/(2 b^2 + (1 + v)/n) exact draws, which is the smaller
+    number.
+
+    Args:
+        ess: effective number of draws n, which knows nothing of the bias.
+        inflation: fraction v, negative for variances that are too small.
+
+    Example:
+        >>> exact_draws(1000.0, 0.0), round(exact_draws(1000.0, 0.1))
+        (1000.0, 171)
+    """
+    if not inflation > -1:
+        return float("nan")
+    bias = np.sqrt(1 + inflation) - 1
+    return float(1 / (2 * bias**2 + (1 + inflation) / ess))
+
+
+def _many_rows(target: Target) -> bool:
+    """Whether a check of each draw against all rows is worth avoiding."""
+    rows = target.minibatch
+    return rows is not None and rows.num_data >= MANY_ROWS and rows.in_order is None
+
+
 def _stein(tree: xr.DataTree, target: Target, ess: float) -> dict[str, float]:
     """What the score says of as many draws as the run is worth."""
     chains = tree["posterior"].sizes["chain"]
     worth = int(np.clip(np.nan_to_num(ess, nan=MIN_ESS), MIN_ESS, 1000))
     positions, vectors = unconstrained_draws(tree, target, -(-worth // chains))
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), positions)
-    s = scores(flat, target.logdensity_fn)
-    vectors = vectors.reshape(len(s), -1)
-    found = kernel_stein_discrepancy(vectors, s)
+    vectors = vectors.reshape(-1, vectors.shape[-1])
+    many = _many_rows(target)
+    if many:
+        s = minibatch_scores(vectors, target)
+    else:
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), positions)
+        s = scores(flat, target.logdensity_fn)
+    found = kernel_stein_discrepancy(vectors, s, noisy=many)
     moments = score_moments(vectors, s)
     return {"ksd": found.ksd, "ksd_floor": found.floor, "score_z": moments.worst}
 
@@ -176,12 +217,19 @@ def judge(
         posterior = tree["posterior"]
         size = posterior.sizes["chain"] * posterior.sizes["draw"]
         found[name].problems = _problems(found[name].figures, size)
+        inflation = found[name].figures["predicted_inflation"]
+        if abs(inflation) > MAX_INFLATION:
+            word = "large" if inflation > 0 else "small"
+            found[name].caveats.append(
+                f"its step is predicted to make variances too {word} by "
+                f"{abs(inflation):.0%}"
+            )
         k = found[name].figures["pareto_k"]
         if MAX_EVIDENCE_PARETO_K < k <= MAX_PARETO_K:
-            found[name].caveats = [
+            found[name].caveats.append(
                 f"its evidence may be off by more than the standard error (Pareto k "
                 f"{k:.2f} of the global proposal)"
-            ]
+            )
     sound = [name for name, evidence in found.items() if evidence.valid]
     for evidence in found.values():
         for other, lost in evidence.missed.items():
@@ -238,12 +286,14 @@ def _problems(figures: Mapping[str, float], size: int) -> list[str]:
 
 def _weigh_modes(trees, target, found: dict[str, Evidence], max_draws: int) -> None:
     """Fill in mode agreement within each run, and mode shares across runs."""
-    density = jax.jit(lambda z: jax.lax.map(target.logdensity_fn, z, batch_size=64))
-    draws, energies = {}, {}
-    for name, tree in trees.items():
-        positions, draws[name] = unconstrained_draws(tree, target, max_draws)
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), positions)
-        energies[name] = np.asarray(density(flat), dtype=np.float64)
+    found_draws = {
+        n: unconstrained_draws(t, target, max_draws) for n, t in trees.items()
+    }
+    draws = {name: vectors for name, (_, vectors) in found_draws.items()}
+    density = _energies(target, draws)
+    energies = {
+        name: density(positions) for name, (positions, _) in found_draws.items()
+    }
     pooled = np.concatenate([x.reshape(-1, x.shape[-1]) for x in draws.values()])
     energy = np.concatenate(list(energies.values()))
     plausible = np.isfinite(pooled).all(1) & np.isfinite(energy)
@@ -271,6 +321,27 @@ def _weigh_modes(trees, target, found: dict[str, Evidence], max_draws: int) -> N
         usual = energies[name][np.isfinite(energies[name])]
         least = np.quantile(usual, 0.01) - 2.0 if usual.size else np.inf
         evidence.missed = _missed(name, found, typical >= least)
+
+
+def _energies(target: Target, draws: Mapping[str, NDArray]) -> Any:
+    """`positions -> log densities`, of leading axes (chain, draw), as one axis; where
+    there are many rows, those of a subsample, centred on a run with little spread."""
+    logdensity = target.logdensity_fn
+    if _many_rows(target):
+        flat = [x.reshape(-1, x.shape[-1]) for x in draws.values()]
+        flat = [x[np.isfinite(x).all(1)] for x in flat]
+        flat = [x for x in flat if len(x)]
+        if flat:
+            tightest = min(flat, key=lambda x: float(np.log(x.std(0) + 1e-30).sum()))
+            density = surrogate(tightest, target)
+            logdensity = lambda z: density(ravel_pytree(z)[0])  # noqa: E731
+    run = jax.jit(lambda z: jax.lax.map(logdensity, z, batch_size=64))
+
+    def energies(positions) -> NDArray:
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), positions)
+        return np.asarray(run(flat), dtype=np.float64)
+
+    return energies
 
 
 def _missed(

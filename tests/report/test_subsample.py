@@ -138,7 +138,14 @@ def test_draws_that_are_right_agree_with_an_exact_chain_on_a_subsample(data, lap
     assert str(found).startswith("agrees with NUTS on 4,000 rows")
 
 
-@pytest.mark.parametrize("spoil", [{"wide": 1.5}, {"wide": 0.6}, {"shift": 0.6}])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"wide": 1.5},
+        pytest.param({"wide": 0.6}, marks=pytest.mark.slow),
+        pytest.param({"shift": 0.6}, marks=pytest.mark.slow),
+    ],
+)
 def test_draws_that_are_wrong_do_not(spoil, data, laplace):
     tree = tree_of(gaussian(laplace, 4000, **spoil))
     assert not cross_check(tree, model, num_rows=4000, **data).agrees

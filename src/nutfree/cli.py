@@ -95,7 +95,7 @@ def _users_code(path: Path, what: str) -> Iterator[None]:
     """Whatever the file raises becomes a message with the line that did."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # the file may raise any
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f.lineno for f in frames if Path(f.filename) == path.resolve()]
         where = f" (line {lines[-1]})" if lines else ""

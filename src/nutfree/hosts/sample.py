@@ -119,7 +119,7 @@ def sample(
         )
     except NutfreeError:
         raise
-    except Exception:
+    except Exception:  # any that NumPyro raises; it goes on if we know no better
         explain(kernel, args, kwargs)
         raise
     tree = to_arviz(

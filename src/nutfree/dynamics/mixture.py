@@ -7,11 +7,11 @@ three tails, from a Gaussian to a Student t, and one wide component over all of 
 which keeps looking where no mode is known.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import gammaln
 
 from nutfree.dynamics.modes import (
     Modes,
@@ -51,10 +51,10 @@ def _log_tails(squares: jax.Array, dim: int) -> jax.Array:
     rows = []
     for nu in TAILS:
         if nu == jnp.inf:
-            rows.append(-0.5 * squares - 0.5 * dim * jnp.log(2 * jnp.pi))
+            rows.append(-0.5 * squares - 0.5 * dim * math.log(2 * math.pi))
         else:
-            constant = gammaln(0.5 * (nu + dim)) - gammaln(0.5 * nu)
-            constant -= 0.5 * dim * jnp.log(nu * jnp.pi)
+            constant = math.lgamma(0.5 * (nu + dim)) - math.lgamma(0.5 * nu)
+            constant -= 0.5 * dim * math.log(nu * math.pi)
             rows.append(constant - 0.5 * (nu + dim) * jnp.log1p(squares / nu))
     return jnp.stack([jnp.asarray(row, squares.dtype) for row in rows])
 

@@ -5,12 +5,29 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pytest
 from jax.flatten_util import ravel_pytree
 
+from nutfree import registry
 from nutfree.dynamics.proximal import LaplaceTerm
 from nutfree.target import Minibatch, Prior, Split, Target
 
 NUM_ROWS, NUM_OWNERS = 12, 3
+
+#: Every kernel of this package; NumPyro's own is NumPyro's to test.
+SPECS = {n: s for n, s in registry.specs().items() if s.mcmc_kernel is None}
+#: Those of BlackJAX's that stand for all behind their adapter.
+QUICK = {"blackjax.nuts", "blackjax.sgld"}
+#: Those that share their loop and their warm-up with sgld, multalmc or rbmumla.
+TWINS = {"psgld", "sghmc", "sgbaoab", "sgnht", "csgld", "multcdiff", "myula"}
+
+
+def kernel_param(name: str, *rest):
+    """Of a test that takes long: the quick suite runs it on one kernel of its kind."""
+    wrapped = SPECS[name].family == "blackjax" and name not in QUICK
+    slow = wrapped or name in TWINS
+    return pytest.param(name, *rest, marks=[pytest.mark.slow] if slow else [])
+
 
 #: Positions of every kind that a kernel must take.
 TEMPLATES = {

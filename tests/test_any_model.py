@@ -9,12 +9,10 @@ import pytest
 from numpyro.infer import MCMC
 
 import nutfree as nf
-from nutfree import registry
 from nutfree.frontends.numpyro import model_target
+from tests.targets import SPECS, kernel_param
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
-NAMES = [n for n, s in registry.specs().items() if s.mcmc_kernel is None]
 
 
 def school_years(school, hours, passed=None):
@@ -47,9 +45,9 @@ def _missing(spec) -> list[str]:
     return [part for part in spec.needs if getattr(TARGET, part) is None]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [kernel_param(name) for name in SPECS])
 def test_it_runs_or_the_error_says_what_to_write(name):
-    spec = registry.get(name)
+    spec = SPECS[name]
     mcmc = MCMC(
         nf.kernel(name, school_years), num_warmup=10, num_samples=10, progress_bar=False
     )

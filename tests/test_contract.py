@@ -5,6 +5,7 @@ and their warm-up, the quick suite runs the longer tests on one of them.
 """
 
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -14,30 +15,22 @@ from jax.flatten_util import ravel_pytree
 from numpyro.infer import MCMC
 
 import nutfree as nf
-from nutfree import registry
 from nutfree.hosts.blackjax import api
-from tests.targets import TEMPLATES, gaussian_target, templates_for
+from tests.targets import (
+    SPECS,
+    TEMPLATES,
+    gaussian_target,
+    kernel_param,
+    templates_for,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
-SPECS = {n: s for n, s in registry.specs().items() if s.mcmc_kernel is None}
-#: Those of BlackJAX's that stand for all behind their adapter.
-QUICK = {"blackjax.nuts", "blackjax.sgld"}
-#: Those that share their loop and their warm-up with sgld, multalmc or rbmumla.
-TWINS = {"psgld", "sghmc", "sgbaoab", "sgnht", "csgld", "multcdiff", "myula"}
-
-
-def _marked(name: str, *rest):
-    wrapped = SPECS[name].family == "blackjax" and name not in QUICK
-    slow = wrapped or name in TWINS
-    return pytest.param(name, *rest, marks=[pytest.mark.slow] if slow else [])
-
 
 #: A pilot of thousands of transitions amplifies the last digit until nothing is alike.
 SHORT_PILOT = {"blackjax.adjusted_mclmc": {"num_tuning_steps": 100}}
 
 every_kernel = pytest.mark.parametrize("name", list(SPECS))
-each_kernel = pytest.mark.parametrize("name", [_marked(n) for n in SPECS])
+each_kernel = pytest.mark.parametrize("name", [kernel_param(n) for n in SPECS])
 
 
 @pytest.fixture
@@ -45,17 +38,30 @@ def target():
     return gaussian_target(TEMPLATES["dict"]())
 
 
-def run_mcmc(kernel, *, num_warmup, num_samples, seed=0, num_chains=2, method=None):
+def run_mcmc(kernel, *, num_warmup=3, num_samples=3, num_chains=2, method="vectorized"):
     mcmc = MCMC(
         kernel,
         num_warmup=num_warmup,
         num_samples=num_samples,
         num_chains=num_chains,
-        chain_method=method or "vectorized",
+        chain_method=method,
         progress_bar=False,
     )
-    mcmc.run(jax.random.key(seed))
+    mcmc.run(jax.random.key(0))
     return mcmc
+
+
+def kernel_in_float64(name):
+    """Chains in single precision are soon apart where a program rounds otherwise."""
+    target = gaussian_target(TEMPLATES["dict"]())
+    return nf.kernel(name, target, **SHORT_PILOT.get(name, {}))
+
+
+@cache
+def short_run(name) -> MCMC:
+    """What several tests look at, since to compile it takes most of their time."""
+    with jax.enable_x64(True):
+        return run_mcmc(kernel_in_float64(name))
 
 
 def flat_draws(mcmc) -> np.ndarray:
@@ -111,17 +117,11 @@ def test_both_hosts_make_the_same_draws_also_without_warmup(name, target):
 @each_kernel
 def test_chain_methods_make_the_same_draws_in_float64(name):
     with jax.enable_x64(True):
-        target = gaussian_target(TEMPLATES["dict"]())
         runs = [
-            run_mcmc(
-                nf.kernel(name, target, **SHORT_PILOT.get(name, {})),
-                num_warmup=3,
-                num_samples=3,
-                method=m,
-            )
-            for m in ("sequential", "vectorized", "parallel")
+            run_mcmc(kernel_in_float64(name), method=method)
+            for method in ("sequential", "parallel")
         ]
-        draws = [flat_draws(run) for run in runs]
+        draws = [flat_draws(run) for run in [short_run(name), *runs]]
     assert draws[0].dtype == np.float64
     np.testing.assert_allclose(draws[1], draws[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(draws[2], draws[0], rtol=1e-5, atol=1e-6)
@@ -129,7 +129,7 @@ def test_chain_methods_make_the_same_draws_in_float64(name):
 
 @each_kernel
 def test_sample_makes_the_draws_of_mcmc_in_one_program(name, monkeypatch):
-    programs = []
+    mcmc, programs = short_run(name), []
     jitted = jax.jit
 
     def watched(fun, *args, **kwargs):
@@ -138,27 +138,25 @@ def test_sample_makes_the_draws_of_mcmc_in_one_program(name, monkeypatch):
             programs.append(program)
         return program
 
-    options = SHORT_PILOT.get(name, {})
+    monkeypatch.setattr(jax, "jit", watched)
     with jax.enable_x64(True):
-        target = gaussian_target(TEMPLATES["dict"]())
-        mcmc = run_mcmc(nf.kernel(name, target, **options), num_warmup=3, num_samples=3)
-        monkeypatch.setattr(jax, "jit", watched)
         tree = nf.sample(
-            nf.kernel(name, target, **options),
+            kernel_in_float64(name),
             num_warmup=3,
             num_samples=3,
             num_chains=2,
             progress_bar=False,
         )
+        expected = mcmc.get_samples(group_by_chain=True)
     assert [program._cache_size() for program in programs] == [1]
-    for site, draws in mcmc.get_samples(group_by_chain=True).items():
+    for site, draws in expected.items():
         values = tree["posterior"][site].values
         np.testing.assert_allclose(values, draws, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("name", "template"),
-    [_marked(n, t) for n in SPECS for t in templates_for(SPECS[n])],
+    [kernel_param(n, t) for n in SPECS for t in templates_for(SPECS[n])],
 )
 def test_draws_have_the_structure_and_precision_of_the_position(name, template):
     position = TEMPLATES[template]()
@@ -171,26 +169,29 @@ def test_draws_have_the_structure_and_precision_of_the_position(name, template):
 
 
 @each_kernel
-def test_same_seed_same_draws_and_another_seed_others(name, target):
-    simulate = simulator(name, target, 8, 8)
-    first, again, other = (
-        ravel_pytree(simulate(jax.random.key(seed)))[0] for seed in (0, 0, 1)
-    )
-    np.testing.assert_array_equal(first, again)
-    assert not np.allclose(first, other)
+def test_same_seed_same_draws_and_another_seed_others(name):
+    mcmc, draws = short_run(name), []
+    with jax.enable_x64(True):
+        for seed in (1, 0, 0):
+            mcmc.run(jax.random.key(seed))
+            draws.append(flat_draws(mcmc))
+    np.testing.assert_array_equal(draws[2], draws[1])
+    assert not np.allclose(draws[0], draws[1])
 
 
 @each_kernel
-def test_a_second_run_goes_on_where_the_first_ended(name, target):
-    whole = run_mcmc(nf.kernel(name, target), num_warmup=4, num_samples=6)
-    part = run_mcmc(nf.kernel(name, target), num_warmup=4, num_samples=3)
-    first = flat_draws(part)
-    part.post_warmup_state = part.last_state
-    part.run(part.last_state.rng_key)
-    both = np.concatenate([first, flat_draws(part)], axis=1)
-    np.testing.assert_allclose(both, flat_draws(whole), rtol=1e-3, atol=1e-3)
+def test_a_second_run_goes_on_where_the_first_ended(name):
+    with jax.enable_x64(True):
+        whole = run_mcmc(kernel_in_float64(name), num_samples=6)
+        part = run_mcmc(kernel_in_float64(name))
+        part.post_warmup_state = part.last_state
+        first = flat_draws(part)
+        part.run(part.last_state.rng_key)
+        both = np.concatenate([first, flat_draws(part)], axis=1)
+        expected = flat_draws(whole)
+    np.testing.assert_allclose(both, expected, rtol=1e-5, atol=1e-6)
     # no warm-up the second time
-    assert int(np.max(part.last_state.i)) == 4 + 6
+    assert int(np.max(np.asarray(part.last_state.i))) == 3 + 6
 
 
 @pytest.mark.parametrize("chains", [None, 2])

@@ -13,8 +13,17 @@ from tests.targets import regression, regression_data
 DATA = regression_data()
 
 
-@pytest.mark.parametrize("method", ["sequential", "vectorized", "parallel"])
-@pytest.mark.parametrize("name", ["mala", "nuts"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("mala", "sequential"),
+        ("mala", "parallel"),
+        ("nuts", "vectorized"),
+        pytest.param("mala", "vectorized", marks=pytest.mark.slow),
+        pytest.param("nuts", "sequential", marks=pytest.mark.slow),
+        pytest.param("nuts", "parallel", marks=pytest.mark.slow),
+    ],
+)
 def test_draws_are_those_of_numpyros_mcmc(name, method):
     samples = []
     with jax.enable_x64(True):  # rounding grows from one transition to the next

@@ -237,6 +237,7 @@ def test_what_cannot_run_on_rows_on_disk_is_refused(changed, error, message, fol
         run(on_disk(folder), **changed)
 
 
+@pytest.mark.slow
 def test_windows_that_stay_too_long_are_warned_of(folder):
     with pytest.warns(UserWarning, match="larger window_rows"):
         run(

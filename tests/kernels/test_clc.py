@@ -5,6 +5,7 @@ With fixed seeds, false alarms are below 1e-3 for the file.
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from nutfree.kernels.clc import SPEC
 from nutfree.target import Target
@@ -40,6 +41,7 @@ def test_jump_shrinks_the_law_and_the_draw_does_not():
     assert np.isnan(info.acceptance_rate).all()
 
 
+@pytest.mark.slow
 def test_density_with_holes_never_yields_a_draw_in_one():
     def holed(x):
         density = -0.5 * jnp.sum(x**2)

@@ -233,6 +233,7 @@ def test_owners_logistic_regression_is_within_its_stated_bias(logistic):
     assert not np.any(info.is_divergent)
 
 
+@pytest.mark.slow
 def test_owners_may_use_minibatches(logistic):
     target, mean, sd = logistic
     adapt = pilot(target, batch_size=20)

@@ -111,6 +111,7 @@ def test_cost_is_what_the_counts_say():
     assert (info.num_grad_evals == 5 * 3 + 1 + 7 + 2).all()
 
 
+@pytest.mark.slow
 def test_density_with_holes_never_yields_a_draw_in_one():
     def holed(x):
         density = -0.5 * jnp.sum(x**2)
@@ -119,22 +120,6 @@ def test_density_with_holes_never_yields_a_draw_in_one():
     states, _, _ = sample(Target(holed, jnp.ones(2)), num_warmup=20, num_samples=300)
     assert np.isfinite(states.logdensity).all()
     assert (np.abs(states.position[:, 0]) >= 0.3).all()
-
-
-def test_vmapped_chains_are_the_sequential_ones():
-    target = Target(lambda x: -0.5 * jnp.sum(x**2), jnp.zeros(2))
-    static, _ = SPEC.check({"num_starts": 8})
-    kernel = SPEC.bind(SPEC.build_kernel, static)()
-    warmup = SPEC.bind(SPEC.warmup, static)()
-
-    def one(key):
-        adapt = warmup.init(key, target.position, target, 0)
-        state = SPEC.init(adapt.position, target)
-        return kernel(key, state, target, **adapt.params)[0].position
-
-    keys = jax.random.split(jax.random.key(0), 3)
-    alone = jnp.stack([jax.jit(one)(key) for key in keys])
-    np.testing.assert_allclose(jax.jit(jax.vmap(one))(keys), alone, atol=1e-4)
 
 
 @pytest.mark.slow

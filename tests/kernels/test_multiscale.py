@@ -123,6 +123,7 @@ def run_pilot(target, **options):
     nf.kernel("multiscale", target, **options).init(jax.random.key(0), 10)
 
 
+@pytest.mark.slow
 def test_heavy_tail_shows_in_the_importance_ratios():
     target = Target(lambda x: -jnp.sum(jnp.log1p(x**2)), position=jnp.zeros(2))
     _, info, _ = sample(
@@ -131,6 +132,7 @@ def test_heavy_tail_shows_in_the_importance_ratios():
     assert pareto_k(np.asarray(info.proposal_log_importance)[None]) > 0.7
 
 
+@pytest.mark.slow
 def test_density_with_holes_never_yields_a_draw_in_one():
     def holed(x):
         density = -0.5 * jnp.sum(x**2)

@@ -201,6 +201,7 @@ def test_share_near_the_boundary_is_right_on_every_scale():
         assert np.mean(x < q) == pytest.approx(q, rel=0.1 + 4 / (20_000 * q) ** 0.5)
 
 
+@pytest.mark.slow
 def test_a_sparse_law_never_leaves_the_support_in_float32():
     target = constrained_target(
         dist.Dirichlet(jnp.array([0.05, 0.05, 30.0])), constraints.simplex
@@ -255,6 +256,7 @@ def test_supports_without_a_map_move_on_the_sampling_space():
     assert rho.var() == pytest.approx(0.2, abs=0.05)
 
 
+@pytest.mark.slow
 def test_log_density_of_a_state_is_the_targets():
     target = model_target(mixed_model)
     state = rbmumla.init(target.prior.sample(jax.random.key(3)), target)

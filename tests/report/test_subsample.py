@@ -186,6 +186,7 @@ def test_exact_draws_have_the_errors_of_inflated_ones():
     assert np.isnan(exact_draws(n, np.inf)) or exact_draws(n, np.inf) == 0
 
 
+@pytest.mark.slow
 def test_a_report_says_what_the_step_does_to_variances(data, target):
     kernel = nf.kernel("sgld", model, gradient="plain", step_size=0.05, num_steps=40)
     tree = nf.sample(

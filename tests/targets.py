@@ -20,13 +20,18 @@ SPECS = {n: s for n, s in registry.specs().items() if s.mcmc_kernel is None}
 QUICK = {"blackjax.nuts", "blackjax.sgld"}
 #: Those that share their loop and their warm-up with sgld, multalmc or rbmumla.
 TWINS = {"psgld", "sghmc", "sgbaoab", "sgnht", "csgld", "multcdiff", "myula"}
+#: One that moves by the density, by rows, by owners, by a split; an ensemble, and one
+#: of independent draws.
+KINDS = {"mala", "sgld", "fsgld", "rbmumla", "ensemble", "multalmc"}
 
 
-def kernel_param(name: str, *rest):
-    """Of a test that takes long: the quick suite runs it on one kernel of its kind."""
-    wrapped = SPECS[name].family == "blackjax" and name not in QUICK
-    slow = wrapped or name in TWINS
-    return pytest.param(name, *rest, marks=[pytest.mark.slow] if slow else [])
+def kernel_param(name: str, *rest, quick: bool | None = None):
+    """Of a test that takes long: the quick suite runs it where it is `quick`, which
+    is on every kernel that is not a twin of another."""
+    if quick is None:
+        wrapped = SPECS[name].family == "blackjax" and name not in QUICK
+        quick = not wrapped and name not in TWINS
+    return pytest.param(name, *rest, marks=[] if quick else [pytest.mark.slow])
 
 
 #: Positions of every kind that a kernel must take.

@@ -1,7 +1,8 @@
 """What every registered kernel promises, whatever it does.
 
 A new kernel is tested here from the day it is listed. Where kernels share their loop
-and their warm-up, the quick suite runs the longer tests on one of them.
+and their warm-up, the quick suite runs the longer tests on one of them; and what the
+host does with whole runs, on one kernel of each kind.
 """
 
 from dataclasses import replace
@@ -17,6 +18,7 @@ from numpyro.infer import MCMC
 import nutfree as nf
 from nutfree.hosts.blackjax import api
 from tests.targets import (
+    KINDS,
     SPECS,
     TEMPLATES,
     gaussian_target,
@@ -31,19 +33,17 @@ SHORT_PILOT = {"blackjax.adjusted_mclmc": {"num_tuning_steps": 100}}
 
 every_kernel = pytest.mark.parametrize("name", list(SPECS))
 each_kernel = pytest.mark.parametrize("name", [kernel_param(n) for n in SPECS])
+one_of_a_kind = pytest.mark.parametrize(
+    "name", [kernel_param(n, quick=n in KINDS) for n in SPECS]
+)
 
 
-@pytest.fixture
-def target():
-    return gaussian_target(TEMPLATES["dict"]())
-
-
-def run_mcmc(kernel, *, num_warmup=3, num_samples=3, num_chains=2, method="vectorized"):
+def run_mcmc(kernel, *, num_samples=6, method="vectorized"):
     mcmc = MCMC(
         kernel,
-        num_warmup=num_warmup,
+        num_warmup=3,
         num_samples=num_samples,
-        num_chains=num_chains,
+        num_chains=2,
         chain_method=method,
         progress_bar=False,
     )
@@ -57,9 +57,18 @@ def kernel_in_float64(name):
     return nf.kernel(name, target, **SHORT_PILOT.get(name, {}))
 
 
+# compiling takes most of the time: several tests look at these
+
+
+@cache
+def first_state(name):
+    """A kernel and its first state, without warm-up transitions."""
+    kernel = nf.kernel(name, gaussian_target(TEMPLATES["dict"]()))
+    return kernel, kernel.init(jax.random.key(0), 0, None, (), {})
+
+
 @cache
 def short_run(name) -> MCMC:
-    """What several tests look at, since to compile it takes most of their time."""
     with jax.enable_x64(True):
         return run_mcmc(kernel_in_float64(name))
 
@@ -91,14 +100,13 @@ def simulator(name, target, num_warmup, num_samples):
 
 
 @every_kernel
-def test_both_hosts_make_the_same_draws_also_without_warmup(name, target):
-    kernel = nf.kernel(name, target)
+def test_both_hosts_make_the_same_draws_also_without_warmup(name):
+    kernel, first = first_state(name)
     mcmc = MCMC(kernel, num_warmup=0, num_samples=3, progress_bar=False)
-    first = kernel.init(jax.random.key(0), 0, None, (), {})
     mcmc.post_warmup_state = first
     mcmc.run(first.rng_key)
 
-    algorithm = api(name)(target, **first.adapt_state.params)
+    algorithm = api(name)(kernel.target(), **first.adapt_state.params)
 
     @jax.jit
     def steps(inner, rng_key):
@@ -114,7 +122,7 @@ def test_both_hosts_make_the_same_draws_also_without_warmup(name, target):
     np.testing.assert_allclose(draws, flat_draws(mcmc)[0], rtol=2e-3, atol=2e-3)
 
 
-@each_kernel
+@one_of_a_kind
 def test_chain_methods_make_the_same_draws_in_float64(name):
     with jax.enable_x64(True):
         runs = [
@@ -127,7 +135,7 @@ def test_chain_methods_make_the_same_draws_in_float64(name):
     np.testing.assert_allclose(draws[2], draws[0], rtol=1e-5, atol=1e-6)
 
 
-@each_kernel
+@one_of_a_kind
 def test_sample_makes_the_draws_of_mcmc_in_one_program(name, monkeypatch):
     mcmc, programs = short_run(name), []
     jitted = jax.jit
@@ -143,7 +151,7 @@ def test_sample_makes_the_draws_of_mcmc_in_one_program(name, monkeypatch):
         tree = nf.sample(
             kernel_in_float64(name),
             num_warmup=3,
-            num_samples=3,
+            num_samples=6,
             num_chains=2,
             progress_bar=False,
         )
@@ -156,19 +164,37 @@ def test_sample_makes_the_draws_of_mcmc_in_one_program(name, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "template"),
-    [kernel_param(n, t) for n in SPECS for t in templates_for(SPECS[n])],
+    [
+        (n, t) if t == templates_for(SPECS[n])[-1] else kernel_param(n, t)
+        for n in SPECS
+        for t in templates_for(SPECS[n])
+    ],
 )
 def test_draws_have_the_structure_and_precision_of_the_position(name, template):
     position = TEMPLATES[template]()
-    draws = simulator(name, gaussian_target(position), 2, 2)(jax.random.key(0))
+    simulate = simulator(name, gaussian_target(position), 2, 2)
+    draws = jax.eval_shape(simulate, jax.random.key(0))
     assert jax.tree.structure(draws) == jax.tree.structure(position)
     for draw, leaf in zip(jax.tree.leaves(draws), jax.tree.leaves(position)):
         assert draw.shape == (2, *leaf.shape)
         assert draw.dtype == leaf.dtype == jnp.float32
-        assert np.all(np.isfinite(draw))
 
 
-@each_kernel
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [
+        kernel_param(n, t)
+        for n in SPECS
+        for t in ("scalar", "d=100")
+        if t in templates_for(SPECS[n])
+    ],
+)
+def test_draws_are_finite_in_one_dimension_and_in_many(name, template):
+    target = gaussian_target(TEMPLATES[template]())
+    assert np.all(np.isfinite(simulator(name, target, 2, 2)(jax.random.key(0))))
+
+
+@one_of_a_kind
 def test_same_seed_same_draws_and_another_seed_others(name):
     mcmc, draws = short_run(name), []
     with jax.enable_x64(True):
@@ -179,57 +205,36 @@ def test_same_seed_same_draws_and_another_seed_others(name):
     assert not np.allclose(draws[0], draws[1])
 
 
-@each_kernel
+@one_of_a_kind
 def test_a_second_run_goes_on_where_the_first_ended(name):
     with jax.enable_x64(True):
-        whole = run_mcmc(kernel_in_float64(name), num_samples=6)
-        part = run_mcmc(kernel_in_float64(name))
+        part = run_mcmc(kernel_in_float64(name), num_samples=3)
         part.post_warmup_state = part.last_state
         first = flat_draws(part)
         part.run(part.last_state.rng_key)
         both = np.concatenate([first, flat_draws(part)], axis=1)
-        expected = flat_draws(whole)
+        expected = flat_draws(short_run(name))
     np.testing.assert_allclose(both, expected, rtol=1e-5, atol=1e-6)
     # no warm-up the second time
     assert int(np.max(np.asarray(part.last_state.i))) == 3 + 6
 
 
 @pytest.mark.parametrize("chains", [None, 2])
-@each_kernel
-def test_a_transition_leaves_a_state_of_the_same_types(name, target, chains):
+@every_kernel
+def test_a_transition_leaves_a_state_of_the_same_types(name, chains):
     """So that a run in pieces, or one that goes on, is one compiled program."""
-    kernel = nf.kernel(name, target)
+    kernel = nf.kernel(name, gaussian_target(TEMPLATES["dict"]()))
     key = jax.random.key(0)
     key = key if chains is None else jax.random.split(key, chains)
-    before = kernel.init(key, 2, None, (), {})
+    before = kernel.init_shape(key, 2, None, (), {})
     after = jax.eval_shape(lambda state: kernel.sample(state, (), {}), before)
     types = lambda s: (s.shape, s.dtype, s.weak_type)  # noqa: E731
-    before = jax.tree.map(lambda leaf: types(jax.typeof(leaf)), before)
-    assert before == jax.tree.map(types, after)
-
-
-@each_kernel
-def test_nothing_is_compiled_again_when_a_parameter_changes(name, target):
-    kernel = nf.kernel(name, target)
-    state = kernel.init(jax.random.key(0), 2, None, (), {})
-    traces = []
-
-    @jax.jit
-    def step(key, inner, params):
-        traces.append(None)
-        return kernel._kernel(key, inner, target, **params)
-
-    params = state.adapt_state.params
-    inner, _ = step(jax.random.key(1), state.kernel_state, params)
-    is_float = lambda p: jnp.issubdtype(p.dtype, jnp.floating)  # noqa: E731
-    changed = jax.tree.map(lambda p: p * 0.9 if is_float(p) else p, params)
-    step(jax.random.key(2), inner, changed)
-    assert len(traces) == 1
+    assert jax.tree.map(types, before) == jax.tree.map(types, after)
 
 
 @every_kernel
-def test_evaluation_counts_equal_an_independent_counter(name):
-    counter = {"sum": 0.0}
+def test_counts_equal_an_independent_counter_and_numbers_compile_nothing_again(name):
+    counter, traces = {"sum": 0.0}, []
 
     def probe(weight, position):
         def bump(_):
@@ -238,23 +243,29 @@ def test_evaluation_counts_equal_an_independent_counter(name):
         # with the position as argument, it is called for every member of a batch
         jax.debug.callback(bump, position)
 
-    # the pilot's evaluations are not those of transitions
-    state = nf.kernel(name, gaussian_target(TEMPLATES["dict"]())).init(
-        jax.random.key(0), 2, None, (), {}
-    )
+    # the first state is of a target without the probe: evaluations of the pilot are
+    # not those of transitions
+    state = first_state(name)[1]
     target = gaussian_target(TEMPLATES["dict"](), probe)
-    kernel, params = nf.kernel(name, target), state.adapt_state.params
-    step = jax.jit(lambda key, inner: kernel._kernel(key, inner, target, **params))
-    inner, _ = step(jax.random.key(1), state.kernel_state)
-    jax.effects_barrier()
-    counter["sum"], reported = 0.0, 0.0
+    kernel = nf.kernel(name, target)
+
+    @jax.jit
+    def step(key, inner, params):
+        traces.append(None)
+        return kernel._kernel(key, inner, target, **params)
+
+    params, inner = state.adapt_state.params, state.kernel_state
+    is_float = lambda p: jnp.issubdtype(p.dtype, jnp.floating)  # noqa: E731
+    reported = 0.0
     for seed in range(5):
-        inner, info = step(jax.random.key(seed), inner)
+        inner, info = step(jax.random.key(seed), inner, params)
         reported += float(getattr(info, "num_grad_evals", 0.0))
         reported += float(getattr(info, "num_density_evals", 0.0))
+        params = jax.tree.map(lambda p: p * 0.9 if is_float(p) else p, params)
     jax.effects_barrier()
     assert reported > 0
     assert counter["sum"] == pytest.approx(reported, rel=1e-5)
+    assert len(traces) == 1
 
 
 @each_kernel

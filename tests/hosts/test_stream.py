@@ -285,7 +285,7 @@ print(*found)
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path):
     folders = []
-    for num_rows in (1_000_000, 8_000_000):
+    for num_rows in (1_000_000, 2_000_000, 10_000_000):
         folder = tmp_path / str(num_rows)
         folder.mkdir()
         X = np.lib.format.open_memmap(
@@ -299,13 +299,14 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
         del X, y
         folders.append(str(folder))
     done = subprocess.run(
-        [sys.executable, "-c", _GROWTH, folders[0], folders[0], folders[1]],
+        [sys.executable, "-c", _GROWTH, *folders],
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": ""},
         capture_output=True,
         text=True,
         check=True,
     )
-    _, warm, large = map(float, done.stdout.split())
-    # MiB; the larger data have 128 of them, 112 more than the smaller
-    assert large - warm < 40
+    # the first run has what the others share; each compiles a program of its own
+    _, small, large = map(float, done.stdout.split())
+    # MiB; the larger data have 160 of them, 128 more than the smaller
+    assert large - small < 40

@@ -321,7 +321,7 @@ def laplace_of_rows(
     climb = full_logdensity(some, x)
     centre, gradient, count = maximise(climb, x, count + cost, cost=cost)
     covariance, count = scaled(keys[1], centre, count)
-    if some is not minibatch and minibatch.in_order is not None:
+    if some is not minibatch and (covariance.ndim == 2 or minibatch.in_order):
         centre, gradient, count = newton_of_rows(minibatch, centre, covariance, count)
         covariance, count = scaled(keys[2], centre, count)
     elif some is not minibatch:

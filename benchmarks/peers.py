@@ -26,7 +26,7 @@ from numpyro.infer import HMCECS, MCMC, NUTS
 import nutfree as nf
 from benchmarks.overhead import compiled, in_mcmc
 from benchmarks.rows import Problem
-from nutfree.adaptation.mode import laplace_of_rows
+from nutfree.adaptation.mode_of_rows import laplace_of_rows
 from nutfree.dynamics.gradients import (
     Control,
     control_at,

@@ -7,15 +7,14 @@ from nutfree.adaptation.mode import (
     DENSE_DIM,
     inverse,
     laplace,
-    laplace_of_rows,
     matvec,
     maximise,
     positive,
     precision,
     root,
-    subsample,
     transpose,
 )
+from nutfree.adaptation.mode_of_rows import laplace_of_rows, subsample
 from nutfree.target import Minibatch
 
 

@@ -9,7 +9,8 @@ from jax.flatten_util import ravel_pytree
 
 from nutfree.adaptation.bandit import stein_bandit
 from nutfree.adaptation.base import AdaptationState, Warmup
-from nutfree.adaptation.mode import Laplace, laplace_of_rows
+from nutfree.adaptation.mode import Laplace
+from nutfree.adaptation.mode_of_rows import laplace_of_rows
 from nutfree.dynamics.estimators import WANDERING, row_gradients
 from nutfree.dynamics.evaluation import is_finite
 from nutfree.dynamics.gradients import (

@@ -1,0 +1,138 @@
+"""The posterior mode over many rows, and the curvature there.
+
+The climb runs on a subsample of the rows, and a few passes over all finish it: Newton's
+steps with the subsample's curvature or, where that is a diagonal, L-BFGS in the
+coordinates in which the subsample's posterior has unit sd. Gradients are counted in
+passes over all rows.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nutfree.adaptation.mode import (
+    Laplace,
+    inverse,
+    largest_curvature,
+    maximise,
+    positive,
+    precision,
+)
+from nutfree.dynamics.evaluation import is_finite, select
+from nutfree.dynamics.gradients import full_logdensity, sum_rows
+from nutfree.dynamics.preconditioning import matvec, root, transpose
+from nutfree.target import Minibatch
+
+#: Rows from which the curvature is taken, and of more than these, those on which the
+#: climb runs: errors of the curvature matter little, and those of the start less.
+CURVATURE_ROWS = 2**15
+START_ROWS = 2**13
+#: Distance from the mode, in sds, at which Newton's steps end, and their number.
+NEAR = 0.01
+MAX_PASSES = 40
+
+
+def subsample(rng_key: jax.Array, minibatch: Minibatch, size: int) -> Minibatch:
+    """A smaller data set with the same expected log density."""
+    if size >= minibatch.num_data:
+        return minibatch
+    chosen = jax.random.randint(rng_key, (size,), 0, minibatch.num_data)
+    scale = minibatch.num_data / size
+
+    def terms(x, indices):
+        outside, rows = minibatch.terms(x, chosen[indices])
+        return outside, scale * rows
+
+    return Minibatch(size, terms, minibatch.plate)
+
+
+def newton_of_rows(
+    minibatch: Minibatch, centre: jax.Array, covariance: jax.Array, count: Any
+) -> tuple[jax.Array, jax.Array, Any]:
+    """From a subsample's mode to that of all rows, one pass a step.
+
+    The step is C g with the subsample's covariance C, whose error a step multiplies
+    the distance by; a step that does not bring the gradient nearer to zero is halved.
+
+    Returns:
+        `(centre, gradient there, count)`.
+    """
+    transposed = transpose(root(covariance))
+
+    def gradient_at(x):
+        (_, high), (_, low) = sum_rows(minibatch, x)
+        outside = jax.grad(lambda x: minibatch.terms(x, jnp.zeros(2, int))[0])(x)
+        gradient = outside + (high + low)
+        size = jnp.linalg.norm(matvec(transposed, gradient))
+        return gradient, jnp.where(is_finite(gradient), size, jnp.inf)
+
+    def step(carry):
+        x, gradient, size, scale, num_passes, count = carry
+        proposal = x + scale * matvec(covariance, gradient)
+        gradient_new, size_new = gradient_at(proposal)
+        better = size_new < size
+        kept = select(better, (proposal, gradient_new, size_new), (x, gradient, size))
+        scale = jnp.where(better, jnp.minimum(2 * scale, 1), scale / 4)
+        return *kept, scale, num_passes + 1, count + 1
+
+    def going(carry):
+        _, _, size, scale, num_passes, _ = carry
+        return (size > NEAR) & (scale > 1e-3) & (num_passes < MAX_PASSES)
+
+    gradient, size = gradient_at(centre)
+    carry = (centre, gradient, size, jnp.ones_like(size), 1, count + 1)
+    centre, gradient, *_, count = jax.lax.while_loop(going, step, carry)
+    return centre, gradient, count
+
+
+def laplace_of_rows(
+    rng_key: jax.Array, minibatch: Minibatch, x: jax.Array, count: Any
+) -> tuple[Laplace, jax.Array]:
+    """Mode and curvature of a posterior over many rows, from the start `x`.
+
+    Args:
+        minibatch: over flat vectors.
+        x: shape `(d,)`.
+        count: gradients spent so far.
+    """
+    keys = jax.random.split(rng_key, 5)
+    some = subsample(keys[0], minibatch, CURVATURE_ROWS)
+    few = some if some is minibatch else subsample(keys[4], some, START_ROWS)
+
+    def cost(rows: Minibatch) -> float:
+        return rows.num_data / minibatch.num_data
+
+    def logdensity_of(rows: Minibatch) -> Callable:
+        return lambda x: rows.logdensity(x, jnp.arange(rows.num_data))
+
+    def scaled(key, rows: Minibatch, centre, count):
+        matrix, count = precision(key, logdensity_of(rows), centre, count, cost(rows))
+        return inverse(positive(matrix)), count
+
+    climb = full_logdensity(few, x)
+    centre, gradient, count = maximise(climb, x, count + cost(few), cost=cost(few))
+    covariance, count = scaled(keys[1], few, centre, count)
+    if few is not minibatch:
+        if covariance.ndim == 2 or minibatch.in_order:
+            centre, gradient, count = newton_of_rows(
+                minibatch, centre, covariance, count
+            )
+        else:
+            start, factor = centre, root(covariance)
+            climb = full_logdensity(minibatch, start)
+            u, _, count = maximise(
+                lambda u: climb(start + matvec(factor, u)),
+                jnp.zeros_like(start),
+                count + 1,
+                max_steps=20,
+            )
+            centre = start + matvec(factor, u)
+            gradient, count = jax.grad(climb)(centre), count + 1
+        covariance, count = scaled(keys[2], some, centre, count)
+    top, count = largest_curvature(
+        keys[3], logdensity_of(some), centre, covariance, count, cost(some)
+    )
+    distance = jnp.linalg.norm(matvec(transpose(root(covariance)), gradient))
+    return Laplace(centre, covariance, top, distance), count

@@ -30,9 +30,13 @@ def _few_compiled_programs():
         gc.collect()
 
 
-@pytest.fixture(scope="module")
-def quick_to_compile():
-    """For tests of many programs that each run a few transitions."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Compiling is most of the quick suite, but not of what runs for long.
+
+    Before any fixture, and for processes that a test starts as well.
+    """
+    marks = {mark.name for mark in item.iter_markers()}
+    optimised = bool(marks & {"slow", "optimised"})
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(not optimised))
+    jax.config.update("jax_disable_most_optimizations", not optimised)

@@ -23,6 +23,9 @@ TWINS = {"psgld", "sghmc", "sgbaoab", "sgnht", "csgld", "multcdiff", "myula"}
 #: One that moves by the density, by rows, by owners, by a split; an ensemble, and one
 #: of independent draws.
 KINDS = {"mala", "sgld", "fsgld", "rbmumla", "ensemble", "multalmc"}
+#: What a host does with a whole run is looked at on a chain, on one that moves by rows,
+#: and on independent draws.
+WHOLE = {"mala", "sgld", "multalmc"}
 
 
 def kernel_param(name: str, *rest, quick: bool | None = None):

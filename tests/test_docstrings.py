@@ -14,7 +14,7 @@ MODULES = [
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_run(name, quick_to_compile):
+def test_examples_run(name):
     module = importlib.import_module(name)
     results = doctest.testmod(module)
     assert results.failed == 0

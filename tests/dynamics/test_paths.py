@@ -50,6 +50,7 @@ def test_annealed_path_on_a_gaussian_has_the_law_of_its_recursion():
     assert abs(draws.var() / expected - 1) < 5 * np.sqrt(2 / len(draws))
 
 
+@pytest.mark.slow
 def test_annealed_path_is_exact_once_the_levels_are_many():
     draws = ends(annealed(400, 0.7, jnp.array([SD])), 50_000)
     expected = SD**2 + 0.05**2
@@ -205,6 +206,7 @@ def test_a_narrow_base_misweighs_modes_even_with_the_exact_denoiser():
     assert 0.5 * np.abs(found - WEIGHTS).sum() > 0.06
 
 
+@pytest.mark.optimised
 def test_annealed_path_finds_the_weights_of_modes_as_it_gets_finer():
     weights = jnp.array([0.2, 0.5, 0.3])
     means = jnp.array([[-1.3], [0.1], [1.2]])

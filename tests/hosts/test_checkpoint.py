@@ -59,12 +59,12 @@ def half_done(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "settings", "stops"),
     [
-        ("nuts", {}, (14,)),
+        pytest.param("nuts", {}, (14,), marks=pytest.mark.slow),
         ("mala", {"thinning": 4}, (4, 12)),
         pytest.param(
             "mala", {"chain_method": "parallel"}, (14,), marks=pytest.mark.slow
         ),
-        ("sgld", {"num_chains": 1}, (14,)),
+        pytest.param("sgld", {"num_chains": 1}, (14,), marks=pytest.mark.slow),
         pytest.param(
             "multalmc",
             {"num_warmup": 0, "num_samples": 6, "num_chains": 1},
@@ -202,6 +202,7 @@ nf.sample(nf.kernel("mala", regression), **regression_data(), num_warmup=20,
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_in_another(tmp_path):
     path, root = tmp_path / "run", Path(__file__).parents[2]
     process = subprocess.Popen([sys.executable, "-c", _SCRIPT, str(path)], cwd=root)

@@ -10,8 +10,6 @@ from numpyro.infer import MCMC
 
 import nutfree as nf
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 Y = np.array([0.5, 1.0, 0.2], np.float32)
 
 

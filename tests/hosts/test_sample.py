@@ -17,7 +17,7 @@ DATA = regression_data()
     ("name", "method"),
     [
         ("mala", "sequential"),
-        ("mala", "parallel"),
+        pytest.param("mala", "parallel", marks=pytest.mark.slow),
         ("nuts", "vectorized"),
         pytest.param("mala", "vectorized", marks=pytest.mark.slow),
         pytest.param("nuts", "sequential", marks=pytest.mark.slow),
@@ -124,7 +124,7 @@ def test_the_first_argument_must_be_a_kernel():
         nf.sample(regression, **DATA)
 
 
-def test_an_ensemble_of_numpyros_own_is_sampled_too(quick_to_compile):
+def test_an_ensemble_of_numpyros_own_is_sampled_too():
     """Its state has no field besides the draws, and its chains run together."""
     settings = {"num_warmup": 5, "num_samples": 6, "num_chains": 8}
     tree = nf.sample(AIES(regression), **DATA, **settings, progress_bar=False)

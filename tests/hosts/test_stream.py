@@ -78,6 +78,7 @@ def laplace(X, y):
     return mode, np.sqrt(np.diag(np.linalg.inv(precision)))
 
 
+@pytest.mark.slow
 def test_draws_have_the_law_of_those_from_rows_in_memory(streamed, arrays):
     whole = run(arrays, seed=1)
     mode, sd = laplace(**arrays)

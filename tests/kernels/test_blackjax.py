@@ -79,7 +79,7 @@ CHAINS = {
 }
 
 
-SLOW = {"hmc", "barker", "ghmc", "adjusted_mclmc", "rmh"}
+SLOW = {"hmc", "barker", "ghmc", "mclmc", "adjusted_mclmc", "rmh"}
 each_chain = pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CHAINS],

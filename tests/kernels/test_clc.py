@@ -25,6 +25,7 @@ def test_modes_have_their_weights():
     assert not info.is_divergent.any()
 
 
+@pytest.mark.slow
 def test_jump_shrinks_the_law_and_the_draw_does_not():
     target = Target(lambda x: -0.5 * jnp.sum(x**2), jnp.zeros(3))
     options = {"num_warmup": 0, "num_samples": 1500, "num_starts": 8, "spec": SPEC}

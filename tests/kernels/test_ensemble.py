@@ -59,7 +59,14 @@ def check(values: np.ndarray, truth: float, bias: float) -> None:
     assert abs(values.mean() - truth) < 4 * error + bias
 
 
-@pytest.mark.parametrize("d", [1, 2, 10])
+@pytest.mark.parametrize(
+    "d",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        pytest.param(2, marks=pytest.mark.optimised),
+        pytest.param(10, marks=pytest.mark.slow),
+    ],
+)
 def test_gaussian_mean_and_covariance(d):
     root = np.random.default_rng(d).normal(size=(d, d))
     covariance = root @ root.T / d + 0.1 * np.eye(d)
@@ -80,6 +87,7 @@ def test_gaussian_mean_and_covariance(d):
     assert not np.any(info.is_divergent)
 
 
+@pytest.mark.slow
 def test_weights_of_unequal_modes_of_unequal_width():
     def logdensity(x):
         wide = jnp.log(0.3) - 0.5 * jnp.sum((x + 4) ** 2)

@@ -169,6 +169,7 @@ def test_without_conducive_gradients_heterogeneous_owners_are_visibly_off(gaussi
     assert np.all(ratio > 10)
 
 
+@pytest.mark.slow
 def test_warmup_predicts_what_owners_noise_does_without_conducive_gradients(gaussian):
     # small steps, so that the first-order prediction with its delay of K = 4 holds
     target, mean, covariance = gaussian

@@ -95,6 +95,7 @@ def test_bias_inside_a_mode_falls_with_the_last_steps():
     assert bias(64) < 0.5 * coarse
 
 
+@pytest.mark.slow
 def test_warmup_tunes_the_acceptance_rate_and_keeps_what_the_user_fixed():
     # the hyperbolic secant's density, with tails heavier than a Gaussian's
     target = Target(lambda x: -jnp.sum(jnp.logaddexp(x, -x)), jnp.ones(5))

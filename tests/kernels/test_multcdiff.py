@@ -33,6 +33,7 @@ def assert_ring(states, info):
     assert not info.is_divergent.any()
 
 
+@pytest.mark.slow
 def test_modes_have_their_weights():
     run = {"num_warmup": 20, "num_samples": 1000, "spec": multcdiff.SPEC}
     states, info, _ = sample(RING_TARGET, **run)

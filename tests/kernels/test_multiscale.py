@@ -112,6 +112,7 @@ def test_pilot_with_no_room_for_all_modes_tells_the_user():
         run_pilot(THREE, num_modes=16)
 
 
+@pytest.mark.slow
 def test_modes_that_the_pilot_found_are_in_the_report():
     kernel = nf.kernel("multiscale", THREE, num_starts=64, num_modes=16)
     settings = {"num_warmup": 2, "num_samples": 8, "num_chains": 1}

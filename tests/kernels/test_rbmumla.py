@@ -151,7 +151,13 @@ TARGETS = {
 }
 
 
-@pytest.mark.parametrize("law", TARGETS)
+@pytest.mark.parametrize(
+    "law",
+    [
+        pytest.param(law, marks=pytest.mark.slow) if law == "dirichlet" else law
+        for law in TARGETS
+    ],
+)
 def test_mirror_langevin_has_the_moments_of_laws_with_a_boundary(law):
     """g = 0. 10,000 independent draws: 0.04 sd is 4 sd of the mean, 6 % some 4 sd of
     the sd of these laws; the step's own bias of up to 0.05 sd comes on top."""
@@ -192,6 +198,7 @@ def test_bias_falls_with_the_step():
     assert errors[1] < 0.5 * errors[0]
 
 
+@pytest.mark.slow
 def test_share_near_the_boundary_is_right_on_every_scale():
     """P(x < q) of an exponential law, for q down to a thousandth of its mean."""
     target = constrained_target(dist.Gamma(jnp.array([1.0]), 1.0), constraints.positive)
@@ -213,6 +220,7 @@ def test_a_sparse_law_never_leaves_the_support_in_float32():
     np.testing.assert_allclose(values["x"].sum(-1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_warm_up_finds_a_positive_posterior_of_mixed_scales():
     """4,000 draws of 4 chains with more than 1,000 effective ones: 4 sd are 0.13 sd."""
     law = dist.Gamma(jnp.array([1.0, 3.0, 50.0]), jnp.array([100.0, 1.0, 0.1]))

@@ -149,7 +149,7 @@ def test_a_thermostat_in_one_dimension_stays_bounded():
     assert np.mean(u**2) == pytest.approx(1.0, abs=0.3)
 
 
-@pytest.mark.parametrize("batch_size", [100, 20])
+@pytest.mark.parametrize("batch_size", [100, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_cycle_ends_in_the_law_of_its_recursion(batch_size):
     num_data, step_size, num_steps = 100, 0.8, 40
     target, mean, one_row = location(num_data, 1)

@@ -28,7 +28,8 @@ def gaussian():
     return Target(lambda x: 0.0, position=position, minibatch=Minibatch(2, terms))
 
 
-@pytest.mark.parametrize("dropout", [None, 0.5])
+@pytest.mark.optimised
+@pytest.mark.parametrize("dropout", [pytest.param(None, marks=pytest.mark.slow), 0.5])
 def test_the_law_has_the_precision_without_the_blocks_between_groups(dropout):
     target = gaussian()
     kernel = ssgmcmc.build_kernel(batch_size=2, dropout=dropout)

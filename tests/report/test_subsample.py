@@ -117,6 +117,7 @@ def test_exact_draws_with_noisy_scores_stay_below_the_floor():
     assert sum(ratio > 1 for ratio in ratios) <= 12
 
 
+@pytest.mark.slow
 def test_a_surrogate_has_the_gradient_of_all_rows_at_its_centre(target, laplace):
     draws = gaussian(laplace, 50)
     density = surrogate(draws, target, num_rows=2000, centre=laplace[0])

@@ -27,6 +27,7 @@ from nutfree.errors import CheckpointMismatch
 from nutfree.hosts.checkpoint import Checkpoint, fingerprint, versions
 from nutfree.hosts.checks import check_fields
 from nutfree.hosts.numpyro import NutfreeKernel
+from nutfree.hosts.programs import jitted
 
 #: What is collected besides the default fields where the kernel's state has it.
 _FIELDS = (
@@ -252,12 +253,14 @@ class PiecewiseMCMC(MCMC):
                 state, made = run(state, n, thinning, *feed)
                 return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), made)
 
-            return jax.jit(chains)
+            return jitted(chains)
         if self.chain_method == "parallel":
             return jax.pmap(run, in_axes=(0, None, None))
-        return jax.jit(
-            lambda state, n, thinning: jax.lax.map(lambda s: run(s, n, thinning), state)
-        )
+
+        def in_turn(state, n, thinning):
+            return jax.lax.map(lambda s: run(s, n, thinning), state)
+
+        return jitted(in_turn)
 
 
 @dataclass

@@ -25,6 +25,7 @@ def jitted(fun: Callable) -> Callable:
                 results = jax.core.eval_jaxpr(closed.jaxpr, constants, *leaves)
                 return jax.tree.unflatten(structure, results)
 
+            run.__name__ = fun.__name__
             programs[kind] = jax.jit(run), closed.consts
         program, constants = programs[kind]
         return program(constants, leaves)

@@ -15,6 +15,9 @@ jax.config.update(
     "jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache")
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+# tracing makes many small objects that hold no cycles, and notes where each was made
+jax.config.update("jax_traceback_in_locations_limit", 0)
+gc.set_threshold(50_000)
 
 #: Linux gives a process 65,530 memory maps; compiled programs take some each, and the
 #: compiler crashes when none is left.

@@ -1,8 +1,8 @@
 """What every registered kernel promises, whatever it does.
 
-A new kernel is tested here from the day it is listed. Where kernels share their loop
-and their warm-up, the quick suite runs the longer tests on one of them; and what the
-host does with whole runs, on three.
+A new kernel is tested here from the day it is listed: what is only traced, on every
+kernel. Where kernels share their loop and their warm-up, the quick suite runs the
+longer tests on one of them; and what a host does with whole runs, on three.
 """
 
 from dataclasses import replace
@@ -30,7 +30,6 @@ from tests.targets import (
 #: A pilot of thousands of transitions amplifies the last digit until nothing is alike.
 SHORT_PILOT = {"blackjax.adjusted_mclmc": {"num_tuning_steps": 100}}
 
-every_kernel = pytest.mark.parametrize("name", list(SPECS))
 each_kernel = pytest.mark.parametrize("name", [kernel_param(n) for n in SPECS])
 one_of_a_kind = pytest.mark.parametrize(
     "name", [kernel_param(n, quick=n in KINDS) for n in SPECS]
@@ -165,7 +164,7 @@ def test_sample_makes_the_draws_of_mcmc_in_one_program(name, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "template"),
     [
-        (n, t) if t == templates_for(SPECS[n])[-1] else kernel_param(n, t)
+        kernel_param(n, t, quick=n in KINDS or t == templates_for(SPECS[n])[-1])
         for n in SPECS
         for t in templates_for(SPECS[n])
     ],
@@ -235,7 +234,7 @@ def test_a_transition_leaves_a_state_of_the_same_types(name, chains):
     assert jax.tree.map(types, before) == jax.tree.map(types, after)
 
 
-@every_kernel
+@each_kernel
 def test_counts_equal_an_independent_counter_and_numbers_compile_nothing_again(name):
     counter, traces = {"sum": 0.0}, []
 

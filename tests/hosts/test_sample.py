@@ -45,6 +45,7 @@ def test_draws_are_those_of_numpyros_mcmc(name, method):
         np.testing.assert_allclose(samples[1][site], samples[0][site], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_program_makes_the_whole_run(monkeypatch):
     traced = []
     kernel = nf.kernel("mala", regression)

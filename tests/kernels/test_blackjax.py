@@ -99,7 +99,13 @@ def test_gaussian_of_unequal_scales(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "aim"), [("nuts", 0.8), ("mala", 0.574), ("barker", 0.574), ("ghmc", 0.95)]
+    ("name", "aim"),
+    [
+        ("nuts", 0.8),
+        ("mala", 0.574),
+        pytest.param("barker", 0.574, marks=pytest.mark.slow),
+        pytest.param("ghmc", 0.95, marks=pytest.mark.slow),
+    ],
 )
 def test_acceptance_is_what_warm_up_aims_at(name, aim):
     _, info, params, _ = sample(name, GAUSSIAN, GAUSSIAN.position, 600, 1000)

@@ -67,7 +67,7 @@ def test_gaussian_is_reached_from_afar_at_half_the_stability_limit():
 
 
 @pytest.mark.parametrize("mirrored", [True, False])
-@pytest.mark.parametrize("unit", [0.1, 1.0])
+@pytest.mark.parametrize("unit", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_gamma_laws_stay_as_they_are(mirrored, unit):
     """Near the boundary and far from it, whatever the unit."""
     law = dist.Gamma(jnp.array([0.5, 1.0, 20.0]), 1.0)

@@ -119,6 +119,16 @@ def test_an_autoregression_has_its_textbook_variance():
     np.testing.assert_allclose(covariance, 1 / 0.75)
 
 
+#: The estimators know nothing of the dynamics: the quick suite looks at two of them.
+two_dynamics = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n in ("psgld", "sghmc") else n
+        for n in DYNAMICS
+    ],
+)
+
+
 @pytest.mark.parametrize("name", DYNAMICS)
 def test_plain_gradients_have_the_law_of_the_random_recursion(name, target):
     dynamics, settings, h = DYNAMICS[name]
@@ -143,7 +153,7 @@ def test_control_variates_have_the_law_of_the_random_recursion(name, target):
     check(u, stationary([steps]))
 
 
-@pytest.mark.parametrize("name", DYNAMICS)
+@two_dynamics
 def test_svrg_has_the_law_of_the_recursion_with_its_snapshot(name, target):
     dynamics, settings, h = DYNAMICS[name]
     period = 5
@@ -173,7 +183,7 @@ def test_svrg_has_the_law_of_the_recursion_with_its_snapshot(name, target):
     check(u, stationary([refresh, *[widened] * period]))
 
 
-@pytest.mark.parametrize("name", DYNAMICS)
+@two_dynamics
 def test_saga_has_the_law_of_the_recursion_with_its_table(name, target):
     dynamics, settings, h = DYNAMICS[name]
     u = whitened_ends(

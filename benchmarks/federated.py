@@ -81,7 +81,6 @@ def run(quick: bool) -> pd.DataFrame:
                 num_warmup=20 if federated else 500,
                 num_samples=draws_of(label, quick),
                 num_chains=1,
-                extra_fields=("info.num_rounds",),
                 options=options,
             )
             draws = matrix(tree)[0]

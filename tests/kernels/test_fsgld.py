@@ -404,3 +404,6 @@ def test_a_numpyro_model_of_several_owners_is_sampled():
     # 1,000 independent draws: four Monte-Carlo errors of 0.032 sd
     assert abs(draws.mean() - y.sum() / precision) < 0.13 * precision**-0.5
     np.testing.assert_allclose(draws.std() * precision**0.5, 1.025, rtol=0.12)
+    told = mcmc.get_extra_fields()
+    assert np.all(told["info.num_rounds"] >= 1)
+    assert np.all(told["info.predicted_inflation"] <= 0.06)

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 
 from nutfree.dynamics.evaluation import is_finite
 
+#: Up to this dimension a CPU factorises a matrix column by column.
+SMALL_DIM = 64
+
 
 def matvec(matrix: jax.Array, x: jax.Array) -> jax.Array:
     """`matrix @ x`, where a vector or a scalar stands for a diagonal matrix."""
@@ -20,9 +23,28 @@ def matvec(matrix: jax.Array, x: jax.Array) -> jax.Array:
 
 def root(covariance: jax.Array) -> jax.Array:
     """R with R R' = covariance: lower triangular, or diagonal as `covariance` is."""
-    if jnp.ndim(covariance) == 2:
+    if jnp.ndim(covariance) != 2:
+        return jnp.sqrt(covariance)
+    if covariance.shape[0] > SMALL_DIM:
         return jnp.linalg.cholesky(covariance)
-    return jnp.sqrt(covariance)
+    return jax.lax.platform_dependent(
+        covariance, cpu=_by_columns, default=jnp.linalg.cholesky
+    )
+
+
+def _by_columns(matrix: jax.Array) -> jax.Array:
+    """Cholesky's factor without a call to LAPACK.
+
+    It is as fast up to `SMALL_DIM`, and XLA compiles a small loop around it as one,
+    which it does not where a library is called.
+    """
+    rows = jnp.arange(matrix.shape[0])
+
+    def column(j, factor):
+        rest = matrix[:, j] - factor @ factor[j]
+        return factor.at[:, j].set(jnp.where(rows >= j, rest / jnp.sqrt(rest[j]), 0))
+
+    return jax.lax.fori_loop(0, len(rows), column, jnp.zeros_like(matrix))
 
 
 def solve_root(factor: jax.Array, x: jax.Array) -> jax.Array:

@@ -272,5 +272,6 @@ SPEC = KernelSpec(
     guarantee="biased",
     bias="variances are too large by order step_size (or max_inflation); "
     "predicted_inflation and the kernel Stein discrepancy show it",
+    collects=("predicted_inflation", "num_rounds"),
     recommended=True,
 )

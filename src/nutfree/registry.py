@@ -75,7 +75,8 @@ class KernelSpec:
         init: `init(position, logdensity_fn, rng_key=None, **static) -> State`.
         build_kernel: `build_kernel(**static) -> kernel`, where
             `kernel(rng_key, state, logdensity_fn, **params) -> (State, Info)`.
-        warmup: `warmup(**static) -> Warmup`, see `nutfree.adaptation`.
+        warmup: `warmup(**static) -> Warmup`, see `nutfree.adaptation`. Where it names
+            `fixed`, that is the dict of the tuned options that the user has fixed.
         options: frozen dataclass of options, made with `option`. Untuned ones are the
             `static` arguments, passed to those of the three functions above that
             name them; tuned ones are the kernel's `params`.

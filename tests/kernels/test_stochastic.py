@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import nutfree as nf
 from nutfree import registry
 from nutfree.dynamics.gradients import control_at
 from nutfree.dynamics.rows import row_shares
@@ -339,3 +340,15 @@ def test_without_memory_psgld_has_the_law_that_leaving_out_gamma_gives():
         # four Monte-Carlo errors of 2.5 %; the two laws' variances differ by 41 %
         got = float(jnp.var(run(keys, smoothing)))
         assert got == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("friction", [0.2, None, 10.0])
+def test_the_step_is_tuned_at_the_friction_that_the_user_fixed(target, friction):
+    warmup = nf.sghmc.warmup
+    options = {"batch_size": 2, "gradient": "plain", "friction": friction}
+    found = warmup(target, jax.random.key(0), jnp.zeros(1), 0, **options).parameters
+    noise, curvature = jnp.max(found["gradient_noise"]), found["curvature"]
+    settings = {"friction": 2.0 if friction is None else friction}
+    inflation = _module("sghmc").inflation
+    predicted = inflation(found["step_size"], noise, curvature, 1, **settings)
+    assert float(predicted) == pytest.approx(0.05, rel=0.02)

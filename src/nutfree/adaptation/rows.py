@@ -1,6 +1,6 @@
 """Warm-up of the stochastic-gradient kernels: mode, curvature, noise, step size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -61,13 +61,15 @@ def warmup_builder(
         max_inflation: float = 0.05,
         tuning: str = "predicted",
         tuning_budget: int = 8192,
+        fixed: Mapping[str, Any] | None = None,
     ) -> Warmup:
         """Find the mode, its curvature and control variate, and a step size.
 
         The step size is that at which the predicted inflation of the posterior
         variance, from the noise of gradients around the mode, is `max_inflation`; with
         tuning="stein", pilot chains around it choose another, and how many batches a
-        gradient takes. After a divergent transition it is halved.
+        gradient takes. After a divergent transition it is halved. Settings of the
+        dynamics that the user has `fixed` are so while all of this is tuned.
         """
         check_sampling(sampling, replacement)
         if tuning == "stein" and gradient in WANDERING:
@@ -136,7 +138,7 @@ def warmup_builder(
             noise = total_noise(found, position, noise)
             noise = jnp.where(jnp.isfinite(noise), noise, 1.0)
             settings = {
-                name: jnp.asarray(value, x.dtype)
+                name: jnp.asarray((fixed or {}).get(name, value), x.dtype)
                 for name, value in dynamics.settings.items()
             }
             params = {

@@ -25,12 +25,18 @@ def draw_momentum(rng_key, u) -> jax.Array:
 def stationary_variance(recursion) -> jax.Array:
     """Of the position, the first of two coordinates; infinite where there is none."""
     A, Q = recursion
-    determinant = A[0, 0] * A[1, 1] - A[0, 1] * A[1, 0]
-    trace = A[0, 0] + A[1, 1]
+    (a, b), (c, d) = A
+    determinant, trace = a * d - b * c, a + d
     stable = (jnp.abs(determinant) < 1) & (jnp.abs(trace) < 1 + determinant)
-    A = jnp.where(stable, A, jnp.zeros_like(A))
-    S = jnp.linalg.solve(jnp.eye(4, dtype=A.dtype) - jnp.kron(A, A), Q.reshape(4))
-    return jnp.where(stable, S[0], jnp.inf)
+    # Cramer's rule, for S_11, S_12 and S_22. The 1 + determinant - trace of its divisor
+    # is written so as to keep its digits where the step is small
+    m22, m23, m32, m33 = 1 - a * d - b * c, -b * d, -2 * c * d, 1 - d**2
+    S = Q[0, 0] * (m22 * m33 - m23 * m32)
+    S += 2 * a * b * (Q[0, 1] * m33 - m23 * Q[1, 1])
+    S -= b**2 * (Q[0, 1] * m32 - m22 * Q[1, 1])
+    divisor = (1 - determinant) * (1 + determinant + trace)
+    divisor *= (1 - a) * (1 - d) - b * c
+    return jnp.where(stable, S / jnp.where(stable, divisor, 1), jnp.inf)
 
 
 def underdamped_inflation(recursion: Callable) -> Callable:

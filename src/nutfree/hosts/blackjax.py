@@ -143,7 +143,8 @@ class SamplingAPI:
             return exact.warmup(logdensity_fn, rng_key, position, num_steps, **options)
         target, static, fixed = self._parts(logdensity_fn, options)
         kernel = self.spec.bind(self.spec.build_kernel, static)()
-        warmup = self.spec.bind(self.spec.warmup, static)()
+        known = {**static, "fixed": fixed}
+        warmup = self.spec.bind(self.spec.warmup, known)()
         init = self.spec.bind(self.spec.init, static)
 
         def overlay(adapt: AdaptationState) -> AdaptationState:

@@ -74,7 +74,8 @@ class NutfreeKernel(MCMCKernel):
         if self._target is not None:
             require(self._target, spec.needs, spec.name)
         self._kernel = spec.bind(spec.build_kernel, self._static)()
-        self._warmup = spec.bind(spec.warmup, self._static)()
+        known = {**self._static, "fixed": self._fixed}
+        self._warmup = spec.bind(spec.warmup, known)()
         self._frontend: ModelFrontend | None = None
         self._num_warmup = 0
         self._run: tuple | None = None  # what `init` was last prepared for

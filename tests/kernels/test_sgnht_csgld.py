@@ -10,7 +10,6 @@ from nutfree.kernels import csgld, sgbaoab, sgld, sgnht
 from nutfree.target import Minibatch, Target
 from tests.kernels.test_stochastic import (
     MEAN,
-    PRECISION,
     SCALE,
     A,
     B,
@@ -19,6 +18,10 @@ from tests.kernels.test_stochastic import (
     langevin,
     one_dimensional,
     recursion,
+    rows_of_slopes,
+    whitened_ends,
+    with_snapshot,
+    with_table,
 )
 from tests.recursions import Recursion, stationary
 
@@ -40,10 +43,12 @@ def location(num_data, dim, seed=0):
 
 def run(module, target, mean, num_data, keys, num_transitions, static, params):
     """The last states of many chains, in units of the posterior's sd."""
-    kernel = module.build_kernel(**{"gradient": "plain", **static})
+    static = {"gradient": "plain", **static}
+    kernel = module.build_kernel(**static)
 
     def one(key):
-        state = module.init(jnp.asarray(mean), target, key)
+        start = jnp.asarray(mean)
+        state = module.init(start, target, key, gradient=static["gradient"])
 
         def body(state, key):
             return kernel(
@@ -74,58 +79,62 @@ def test_the_thermostat_takes_up_noise_that_is_alike_in_every_coordinate():
     assert jnp.mean(state.auxiliary.xi) == pytest.approx(friction, rel=0.08)
 
 
-def test_control_variates_leave_the_thermostat_nothing_to_take_up():
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        "control_variate",
+        pytest.param("svrg", marks=pytest.mark.slow),
+        pytest.param("saga", marks=pytest.mark.slow),
+    ],
+)
+def test_estimators_with_a_memory_leave_the_thermostat_nothing_to_take_up(gradient):
     # rows whose gradients differ by constants: the estimate is exact
     num_data, dim = 100, 60
     target, mean, _ = location(num_data, dim)
     keys = jax.random.split(jax.random.key(5), 300)
-    control, _ = control_at(target.minibatch, jnp.asarray(mean) + 0.1, 0.0)
-    static = {"batch_size": 10, "gradient": "control_variate"}
-    params = {"step_size": 0.2, "num_steps": 200, "control": control}
+    static = {"batch_size": 10, "gradient": gradient}
+    params = {"step_size": 0.2, "num_steps": 200}
+    if gradient == "control_variate":
+        centre = jnp.asarray(mean) + 0.1
+        params["control"], _ = control_at(target.minibatch, centre, 0.0)
     u, state, _ = run(sgnht, target, mean, num_data, keys, 2, static, params)
     assert np.mean(u**2) == pytest.approx(1.0, abs=0.05)
     # friction A itself, where noise of plain gradients makes it 3
     assert jnp.mean(state.auxiliary.xi) == pytest.approx(2.0, rel=0.08)
 
 
-def test_a_cycle_with_control_variates_has_the_law_of_its_recursion():
-    # rows of different slopes, and a centre one sd from the mode
-    a, b = jnp.asarray(A), jnp.asarray(B)
-
-    def terms(x, indices):
-        slope, curve = a[indices].astype(x.dtype), b[indices].astype(x.dtype)
-        return -0.5 * jnp.sum(x**2), slope * x[0] - 0.5 * curve * x[0] ** 2
-
-    minibatch = Minibatch(N, terms)
-    target = Target(
-        lambda x: minibatch.logdensity(x, jnp.arange(N)), minibatch=minibatch
-    )
-    centre, step_size, num_steps = MEAN + SCALE, 0.4, 30
-    control, _ = control_at(minibatch, jnp.asarray([centre]), 0.0)
-    kernel = csgld.build_kernel(batch_size=1)
-
-    def one(key):
-        state = csgld.init(jnp.asarray([MEAN]), target, key)
-        params = {
-            "step_size": step_size,
-            "num_steps": num_steps,
-            "control": control,
-            "inverse_mass_matrix": 1 / PRECISION,
-        }
-
-        def body(state, key):
-            return kernel(key, state, target, **params)
-
-        state, _ = jax.lax.scan(body, state, jax.random.split(key, 4))
-        return state.ahead[0] / SCALE
-
-    u = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(6), 20_000))
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        "control_variate",
+        pytest.param("svrg", marks=pytest.mark.slow),
+        pytest.param("saga", marks=pytest.mark.slow),
+    ],
+)
+def test_a_cycle_has_the_law_of_its_recursion_with_each_estimator(gradient):
+    target, step_size, num_steps = rows_of_slopes(), 0.4, 30
+    params = {"step_size": step_size, "num_steps": num_steps}
+    static = {"gradient": gradient}
+    if gradient == "svrg":
+        static["refresh_every"] = num_steps
+    # a centre one sd from the mode
+    centre = MEAN + SCALE
+    if gradient == "control_variate":
+        control, _ = control_at(target.minibatch, jnp.asarray([centre]), 0.0)
+        params["control"] = control
+    u = whitened_ends(target, "csgld", params, num_transitions=4, **static)
     full = A.sum() - B.sum() * centre
     at_zero, slopes = SCALE * (full + N * B * centre), SCALE**2 * (1 + N * B)
     cycle = []
     for k in range(num_steps):
         h = 0.5 * step_size * (np.cos(np.pi * k / num_steps) + 1)
-        steps = recursion(langevin, h, at_zero, slopes)
+        if gradient == "svrg":
+            steps, refresh = with_snapshot(langevin, h)
+            cycle += [refresh] * (k == 0)
+        elif gradient == "saga":
+            steps = with_table(langevin, h)
+        else:
+            steps = recursion(langevin, h, at_zero, slopes)
         cycle.append(steps._replace(noise=steps.noise * (k >= num_steps / 2)))
     check(u, stationary(cycle))
 

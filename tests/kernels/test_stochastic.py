@@ -27,8 +27,7 @@ MEAN = A.sum() / PRECISION
 FRICTION = 1.5
 
 
-@pytest.fixture(scope="module")
-def target():
+def rows_of_slopes() -> Target:
     a, b = jnp.asarray(A), jnp.asarray(B)
 
     def terms(x, indices):
@@ -37,6 +36,11 @@ def target():
 
     minibatch = Minibatch(N, terms)
     return Target(lambda x: minibatch.logdensity(x, jnp.arange(N)), minibatch=minibatch)
+
+
+@pytest.fixture(scope="module")
+def target():
+    return rows_of_slopes()
 
 
 def langevin(at_zero, slope, h):
@@ -154,18 +158,9 @@ def test_control_variates_have_the_law_of_the_random_recursion(name, target):
     check(u, stationary([steps]))
 
 
-@two_dynamics
-def test_svrg_has_the_law_of_the_recursion_with_its_snapshot(name, target):
-    dynamics, settings, h = DYNAMICS[name]
-    period = 5
-    u = whitened_ends(
-        target,
-        name,
-        settings | {"step_size": h, "num_steps": period},
-        gradient="svrg",
-        refresh_every=period,
-    )
-    # coordinates (u, ..., w): the snapshot w enters the gradient with slopes of its own
+def with_snapshot(dynamics, h):
+    """In coordinates (u, ..., w), where the snapshot w enters the gradient with slopes
+    of its own: the recursion between refreshes, and a refresh."""
     inner = recursion(dynamics, h, SCALE * A.sum() + 0 * B, SCALE**2 * (1 + N * B))
     push = recursion(dynamics, h, SCALE**2 * (N * B - B.sum()), 0 * B).offsets
     size = inner.maps.shape[1]
@@ -181,16 +176,12 @@ def test_svrg_has_the_law_of_the_recursion_with_its_snapshot(name, target):
     take = np.eye(size + 1)
     take[size] = np.eye(size + 1)[0]
     refresh = Recursion(take[None], np.zeros((1, size + 1)), np.zeros_like(take))
-    check(u, stationary([refresh, *[widened] * period]))
+    return widened, refresh
 
 
-@two_dynamics
-def test_saga_has_the_law_of_the_recursion_with_its_table(name, target):
-    dynamics, settings, h = DYNAMICS[name]
-    u = whitened_ends(
-        target, name, settings | {"step_size": h, "num_steps": 8}, gradient="saga"
-    )
-    # coordinates (u, ..., T_1, ..., T_N), all gradients in units of the posterior:
+def with_table(dynamics, h):
+    """In coordinates (u, ..., T_1, ..., T_N), where row k's gradient was T_k when it
+    was last drawn, all gradients in units of the posterior."""
     # what a step does without a gradient, and how a gradient of one pushes it
     still, _, noise = (np.array(part, float) for part in dynamics(0.0, 0.0, h))
     push = np.array(dynamics(1.0, 0.0, h)[1], float)
@@ -209,7 +200,31 @@ def test_saga_has_the_law_of_the_recursion_with_its_table(name, target):
         maps[k, size + k] = at_row
         offsets[k, :size] = push * N * SCALE * A[k]
         offsets[k, size + k] = SCALE * A[k]
-    check(u, stationary([Recursion(maps, offsets, np.pad(noise, (0, N)))]))
+    return Recursion(maps, offsets, np.pad(noise, (0, N)))
+
+
+@two_dynamics
+def test_svrg_has_the_law_of_the_recursion_with_its_snapshot(name, target):
+    dynamics, settings, h = DYNAMICS[name]
+    period = 5
+    u = whitened_ends(
+        target,
+        name,
+        settings | {"step_size": h, "num_steps": period},
+        gradient="svrg",
+        refresh_every=period,
+    )
+    widened, refresh = with_snapshot(dynamics, h)
+    check(u, stationary([refresh, *[widened] * period]))
+
+
+@two_dynamics
+def test_saga_has_the_law_of_the_recursion_with_its_table(name, target):
+    dynamics, settings, h = DYNAMICS[name]
+    u = whitened_ends(
+        target, name, settings | {"step_size": h, "num_steps": 8}, gradient="saga"
+    )
+    check(u, stationary([with_table(dynamics, h)]))
 
 
 def test_importance_sampling_has_the_law_of_its_own_batches(target):

@@ -60,7 +60,11 @@ def build_hmc(*, num_integration_steps: int = 10):
     step = blackjax.hmc.build_kernel()
 
     def hmc(rng_key, state, logdensity_fn, step_size, inverse_mass_matrix=1.0):
+        """With a step within 20 % of `step_size`, drawn anew at each transition: the
+        trajectory is not a whole period of a Gaussian for good (Neal 2011, 4.2)."""
         imm = metric(inverse_mass_matrix, state.position)
+        rng_key, jitter_key = jax.random.split(rng_key)
+        step_size = step_size * jax.random.uniform(jitter_key, (), imm.dtype, 0.8, 1.2)
         new, info = step(
             rng_key, state, logdensity_fn, step_size, imm, num_integration_steps
         )

@@ -286,7 +286,8 @@ print(*found)
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path):
     folders = []
-    for num_rows in (1_000_000, 2_000_000, 10_000_000):
+    some = logistic_rows(1_000_000)
+    for num_rows in (1_000_000, 2_000_000, 20_000_000):
         folder = tmp_path / str(num_rows)
         folder.mkdir()
         X = np.lib.format.open_memmap(
@@ -294,7 +295,6 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
         )
         y = np.lib.format.open_memmap(folder / "y.npy", "w+", np.float32, (num_rows,))
         for start in range(0, num_rows, 1_000_000):
-            some = logistic_rows(1_000_000, seed=start)
             X[start : start + 1_000_000] = some["X"]
             y[start : start + 1_000_000] = some["y"]
         del X, y
@@ -309,5 +309,6 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     )
     # the first run has what the others share; each compiles a program of its own
     _, small, large = map(float, done.stdout.split())
-    # MiB; the larger data have 160 of them, 128 more than the smaller
-    assert large - small < 40
+    # MiB; the larger data have 320 of them, 288 more than the smaller, and compiling
+    # one program more has been seen to take 4 to 46
+    assert large - small < 90

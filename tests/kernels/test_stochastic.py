@@ -229,14 +229,15 @@ def test_saga_has_the_law_of_the_recursion_with_its_table(name, target):
 
 def test_importance_sampling_has_the_law_of_its_own_batches(target):
     h, importance = 0.4, np.array([1.0, 2.0, 1.0, 4.0, 1.0, 3.0])
+    shares = row_shares(jnp.asarray(importance))
     u = whitened_ends(
         target,
         "sgld",
-        {"step_size": h, "num_steps": 6, "shares": row_shares(jnp.asarray(importance))},
+        {"step_size": h, "num_steps": 6, "shares": shares},
         gradient="plain",
         sampling="importance",
     )
-    chances = 0.9 * importance / importance.sum() + 0.1 / N
+    chances = np.asarray(shares.entries) / int(shares.total)
     # one row of probability p has weight 1/p
     steps = recursion(langevin, h, SCALE * A / chances, SCALE**2 * (1 + B / chances))
     check(u, stationary([steps._replace(chances=chances)]))

@@ -1,6 +1,7 @@
 """Warm-up of the stochastic-gradient kernels: mode, curvature, noise, step size."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from nutfree.adaptation.base import AdaptationState, Warmup
 from nutfree.adaptation.mode import Laplace
 from nutfree.adaptation.mode_of_rows import laplace_of_rows
 from nutfree.dynamics.estimators import WANDERING, row_gradients
-from nutfree.dynamics.evaluation import is_finite
+from nutfree.dynamics.evaluation import is_finite, select
 from nutfree.dynamics.gradients import (
     BLOCK_SIZE,
     Control,
@@ -24,12 +25,22 @@ from nutfree.dynamics.gradients import (
     whitened_noise,
 )
 from nutfree.dynamics.preconditioning import matvec, root, solve_root, transpose
-from nutfree.dynamics.rows import check_sampling, require_fixed_rows, row_shares
+from nutfree.dynamics.rows import (
+    check_sampling,
+    even_shares,
+    require_fixed_rows,
+    row_shares,
+)
 from nutfree.dynamics.stochastic import Dynamics, row_sampler
 from nutfree.errors import InvalidOption
 
 #: Positions at which the rows' gradients are compared for importance sampling.
 IMPORTANCE_DRAWS = 4
+#: sampling='auto' looks for unequal rows up to this number of them, and where the noise
+#: of even batches is larger than this, in units of the posterior.
+AUTO_ROWS, AUTO_NOISE = 2**18, 1.0
+#: Positions at which the noise is measured.
+NOISE_DRAWS = 64
 #: Numbers of a block of rows' gradients that are in memory at once.
 MAX_NUMBERS = 2**20
 
@@ -56,7 +67,7 @@ def warmup_builder(
         *,
         batch_size: int | None = None,
         gradient: str = "control_variate",
-        sampling: str = "uniform",
+        sampling: str = "auto",
         replacement: bool = True,
         max_inflation: float = 0.05,
         tuning: str = "predicted",
@@ -68,8 +79,10 @@ def warmup_builder(
         The step size is that at which the predicted inflation of the posterior
         variance, from the noise of gradients around the mode, is `max_inflation`; with
         tuning="stein", pilot chains around it choose another, and how many batches a
-        gradient takes. After a divergent transition it is halved. Settings of the
-        dynamics that the user has `fixed` are so while all of this is tuned.
+        gradient takes. With sampling="auto", where the noise exceeds the posterior's
+        own, rows are drawn in proportion to their gradients. After a divergent
+        transition the step is halved. Settings of the dynamics that the user has
+        `fixed` are so while all of this is tuned.
         """
         check_sampling(sampling, replacement)
         if tuning == "stein" and gradient in WANDERING:
@@ -84,7 +97,12 @@ def warmup_builder(
             minibatch = flat_minibatch(target.minibatch, unravel)
             num_data = minibatch.num_data
             size = batch_size or default_batch_size(num_data, x.size)
-            draw_rows = row_sampler(num_data, size, sampling, replacement)
+            draw_rows = row_sampler(num_data, size, replacement)
+            unequal = sampling != "uniform" and replacement and size < num_data
+            if sampling == "importance":
+                require_fixed_rows(minibatch, "sampling='importance'")
+            elif minibatch.in_order is not None or num_data > AUTO_ROWS:
+                unequal = False
             mode_key, noise_key, start_key, rows_key = jax.random.split(rng_key, 4)
             share_key = jax.random.fold_in(rng_key, 4)
             count = jnp.zeros((), x.dtype)
@@ -108,21 +126,10 @@ def warmup_builder(
                     return draw(jax.random.fold_in(key, 1))
                 return mode.centre
 
-            shares: Any = ()
-            if sampling == "importance":
-                require_fixed_rows(minibatch, "sampling='importance'")
-                keys = jax.random.split(share_key, IMPORTANCE_DRAWS)
-                pairs = [(draw(key), centre(key)) for key in keys]
-                relative = gradient != "plain"
-                importance, count = _importance(
-                    minibatch, pairs, relative, whiten, count
-                )
-                shares = row_shares(importance)
-
             def draw_pair(key):
                 return draw(key), centre(key)
 
-            def estimate(key, pair, count):
+            def estimate(key, pair, count, shares):
                 rows = draw_rows(key, shares)
                 if gradient == "plain":
                     return plain(minibatch, rows, pair[0], (), count)
@@ -130,13 +137,42 @@ def warmup_builder(
                 there = Control(pair[1], jnp.zeros_like(x))
                 return control_variate(minibatch, rows, pair[0], there, count)
 
-            noise = jnp.zeros_like(x)
-            if size < num_data:
+            def measured(shares, count, num_draws=NOISE_DRAWS):
                 noise, count = whitened_noise(
-                    noise_key, estimate, draw_pair, whiten, count
+                    noise_key,
+                    partial(estimate, shares=shares),
+                    draw_pair,
+                    whiten,
+                    count,
+                    num_draws,
                 )
-            noise = total_noise(found, position, noise)
-            noise = jnp.where(jnp.isfinite(noise), noise, 1.0)
+                noise = total_noise(found, position, noise)
+                return jnp.where(jnp.isfinite(noise), noise, 1.0), count
+
+            shares: Any = ()
+            noise = total_noise(found, position, jnp.zeros_like(x))
+            if unequal:
+                keys = jax.random.split(share_key, IMPORTANCE_DRAWS)
+                pairs = jax.vmap(draw_pair)(keys)
+                limit = AUTO_NOISE if sampling == "auto" else 0.0
+
+                def look(i, carry):
+                    """Measure the noise of these shares; choose others at first."""
+                    shares, noise, due, count = carry
+                    num_draws = jnp.where(due, NOISE_DRAWS, 0)
+                    after, count = measured(shares, count, num_draws)
+                    noise = jnp.where(due, after, noise)
+                    due = (i == 0) & (jnp.max(noise) > limit)
+                    importance, count = _importance(
+                        minibatch, pairs, gradient != "plain", whiten, count, due
+                    )
+                    shares = select(due, row_shares(importance), shares)
+                    return shares, noise, due, count
+
+                begin = (even_shares(num_data), noise, jnp.asarray(True), count)
+                shares, noise, _, count = jax.lax.fori_loop(0, 2, look, begin)
+            elif size < num_data:
+                noise, count = measured(shares, count)
             settings = {
                 name: jnp.asarray((fixed or {}).get(name, value), x.dtype)
                 for name, value in dynamics.settings.items()
@@ -167,7 +203,7 @@ def warmup_builder(
                 params |= chosen
             # chains start apart, where the density allows it
             start = draw(start_key)
-            g, count = estimate(rows_key, (start, mode.centre), count)
+            g, count = estimate(rows_key, (start, mode.centre), count, shares)
             start = jnp.where(is_finite(start, g), start, mode.centre)
             return AdaptationState(params, unravel(start), num_grad_evals=count)
 
@@ -222,25 +258,32 @@ def _by_stein(
     return chosen | {"gradient_noise": noise}, count
 
 
-def _importance(minibatch, pairs, relative: bool, whiten, count):
+def _importance(minibatch, pairs, relative: bool, whiten, count, due):
     """Root mean square of each row's whitened gradient, or of how it differs from that
-    at a centre, over `(x, centre)` pairs; shape `(N,)`."""
+    at a centre, over pairs of x and centre, `(k, d)` each; shape `(N,)`, zeros where
+    it is not `due`."""
     num_data = minibatch.num_data
-    dim = pairs[0][0].shape[0]
+    num_pairs, dim = pairs[0].shape
     size = max(1, min(num_data, BLOCK_SIZE, MAX_NUMBERS // dim))
     num_blocks = -(-num_data // size)
 
-    def block(start):
-        indices = jnp.minimum(start + jnp.arange(size), num_data - 1)
-        total = jnp.zeros(size, pairs[0][0].dtype)
-        for x, centre in pairs:
-            _, g = row_gradients(minibatch, x, indices)
-            if relative:
-                g = g - row_gradients(minibatch, centre, indices)[1]
-            total += jnp.sum(jax.vmap(whiten)(g) ** 2, axis=1)
-        return total
+    def block(i, squares):
+        # the last block begins early enough to be whole
+        start = jnp.minimum(i * size, num_data - size)
+        indices = start + jnp.arange(size)
 
-    squares = jax.lax.map(block, jnp.arange(num_blocks) * size)
+        def add(total, pair):
+            _, g = row_gradients(minibatch, pair[0], indices)
+            if relative:
+                g = g - row_gradients(minibatch, pair[1], indices)[1]
+            return total + jnp.sum(jax.vmap(whiten)(g) ** 2, axis=1), None
+
+        total, _ = jax.lax.scan(add, jnp.zeros(size, squares.dtype), pairs)
+        return jax.lax.dynamic_update_slice(squares, total, (start,))
+
+    num_blocks = jnp.where(due, num_blocks, 0)
+    squares = jnp.zeros(num_data, pairs[0].dtype)
+    squares = jax.lax.fori_loop(0, num_blocks, block, squares)
     evaluated = num_blocks * size / num_data
-    count = count + len(pairs) * (1 + relative) * evaluated
-    return jnp.sqrt(squares.reshape(-1)[:num_data]), count
+    count = count + num_pairs * (1 + relative) * evaluated
+    return jnp.sqrt(squares), count

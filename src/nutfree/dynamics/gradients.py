@@ -184,7 +184,7 @@ def whitened_noise(
     draw: Callable,
     whiten: Callable,
     count: jax.Array,
-    num_draws: int = 64,
+    num_draws: int | jax.Array = 64,
 ) -> tuple[jax.Array, jax.Array]:
     """Variance of a gradient estimate over its batches, averaged over positions.
 
@@ -193,24 +193,24 @@ def whitened_noise(
         draw: `rng_key -> x`, roughly from the posterior.
         whiten: a gradient in the coordinates in which the posterior's sd is one.
         count: gradients spent so far.
+        num_draws: positions, which may be none.
 
     Returns:
         The variance V of each coordinate, shape `(d,)`, and the count.
     """
 
-    def one(carry, key):
+    def one(i, carry):
         total, count = carry
-        draw_key, *keys = jax.random.split(key, 3)
+        draw_key, *keys = jax.random.split(jax.random.fold_in(rng_key, i), 3)
         x = draw(draw_key)
         first, count = estimate(keys[0], x, count)
         second, count = estimate(keys[1], x, count)
-        return (total + 0.5 * whiten(first - second) ** 2, count), None
+        return total + 0.5 * whiten(first - second) ** 2, count
 
-    keys = jax.random.split(rng_key, num_draws)
-    shape = jax.eval_shape(lambda key: one((0.0, count), key)[0][0], keys[0])
+    shape = jax.eval_shape(lambda: one(0, (0.0, count))[0])
     zeros = jnp.zeros(shape.shape, shape.dtype)
-    (total, count), _ = jax.lax.scan(one, (zeros, count), keys)
-    return total / num_draws, count
+    total, count = jax.lax.fori_loop(0, num_draws, one, (zeros, count))
+    return total / jnp.maximum(num_draws, 1), count
 
 
 def predicted_inflation(step_size, noise, curvature) -> jax.Array:

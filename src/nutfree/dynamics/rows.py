@@ -16,10 +16,12 @@ import jax.numpy as jnp
 from nutfree.errors import InvalidOption, MissingCapability
 from nutfree.target import Minibatch
 
-SAMPLING = ("uniform", "importance")
+SAMPLING = ("auto", "uniform", "importance")
 #: Share of the draws that importance sampling makes uniformly, so that no weight is
-#: more than ten times the uniform one.
+#: more than about ten times the uniform one.
 UNIFORM_SHARE = 0.1
+#: Entries of the table of importance sampling, for each row and at least.
+ENTRIES, MIN_ENTRIES = 4, 4096
 #: Up to this number of rows, distinct ones are the head of a permutation.
 PERMUTED_ROWS = 4096
 ROUNDS = 6
@@ -33,13 +35,22 @@ class Rows(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """Cumulative probabilities: of blocks of rows, `(B,)`, and inside each, `(B, m)`.
+    """Row numbers of which each is equally likely, and how often each row is there.
 
-    One sum over 10^6 rows would know a row's probability to 6 % in single precision.
+    A row's probability is a whole number of entries over their total, so that its
+    weight is known exactly, and a draw costs two look-ups.
+
+    table
+        Row numbers, `(M,)`, of which the first `total` count.
+    entries
+        Of each row, `(N,)`, at least one.
+    total
+        Their sum.
     """
 
-    blocks: jax.Array
-    within: jax.Array
+    table: jax.Array
+    entries: jax.Array
+    total: jax.Array
 
 
 def check_sampling(sampling: str, replacement: bool) -> None:
@@ -118,32 +129,29 @@ def row_shares(importance: jax.Array) -> Shares:
     total = jnp.sum(usable)
     shares = jnp.where(total > 0, usable / jnp.where(total > 0, total, 1), 1 / num_data)
     shares = (1 - UNIFORM_SHARE) * shares + UNIFORM_SHARE / num_data
-    width = int(num_data**0.5) + 1
-    num_blocks = -(-num_data // width)
-    padded = jnp.zeros(num_blocks * width, shares.dtype).at[:num_data].set(shares)
-    within = jnp.cumsum(padded.reshape(num_blocks, width), axis=1)
-    blocks = jnp.cumsum(within[:, -1])
-    return Shares(blocks / blocks[-1], within / within[:, -1:])
+    length = max(ENTRIES * num_data, MIN_ENTRIES)
+    # one entry a row is set apart, and a thousandth for what the sum's rounding adds
+    entries = (0.999 * (length - num_data) * shares).astype(jnp.int32)
+    entries = jnp.maximum(entries, 1)
+    ends = jnp.cumsum(entries)
+    table = jnp.searchsorted(ends, jnp.arange(length), side="right")
+    return Shares(table.astype(jnp.int32), entries, ends[-1].astype(jnp.int32))
+
+
+def even_shares(num_data: int) -> Shares:
+    """Every row once, in a table of the size that `row_shares` makes."""
+    length = max(ENTRIES * num_data, MIN_ENTRIES)
+    table = jnp.arange(length, dtype=jnp.int32)
+    return Shares(
+        table, jnp.ones(num_data, jnp.int32), jnp.asarray(num_data, jnp.int32)
+    )
 
 
 def draw_by_shares(rng_key: jax.Array, shares: Shares, batch_size: int) -> Rows:
     """Rows with replacement, with the probabilities that `shares` holds."""
-    width = shares.within.shape[1]
-    block_draw, row_draw = jax.random.uniform(
-        rng_key, (2, batch_size), shares.blocks.dtype
-    )
-    block = jnp.searchsorted(shares.blocks, block_draw, side="right")
-    # the first place in the block whose cumulative probability exceeds the draw
-    low, high = jnp.zeros(batch_size, int), jnp.full(batch_size, width - 1)
-    for _ in range(width.bit_length()):
-        middle = (low + high) // 2
-        beyond = shares.within[block, middle] > row_draw
-        low, high = jnp.where(beyond, low, middle + 1), jnp.where(beyond, middle, high)
-    below = jnp.where(block > 0, shares.blocks[block - 1], 0)
-    before = jnp.where(high > 0, shares.within[block, high - 1], 0)
-    probability = shares.blocks[block] - below
-    probability *= shares.within[block, high] - before
-    return Rows(block * width + high, 1 / (batch_size * probability))
+    entry = jax.random.randint(rng_key, (batch_size,), 0, shares.total)
+    indices = shares.table[entry]
+    return Rows(indices, shares.total / (batch_size * shares.entries[indices]))
 
 
 def is_first(indices: jax.Array) -> jax.Array:

@@ -20,10 +20,12 @@ from nutfree.dynamics.preconditioning import guarded, matvec, root, transpose
 from nutfree.dynamics.rows import (
     SAMPLING,
     Rows,
+    Shares,
     check_sampling,
     draw_by_shares,
     draw_rows,
 )
+from nutfree.errors import InvalidOption
 from nutfree.registry import option
 from nutfree.target import Position
 
@@ -135,13 +137,12 @@ def init_for(dynamics: Dynamics) -> Callable:
 
 
 def row_sampler(
-    num_data: int, batch_size: int, sampling: str, replacement: bool
+    num_data: int, batch_size: int, replacement: bool
 ) -> Callable[[jax.Array, Any], Rows]:
-    """`(rng_key, shares) -> Rows`."""
-    check_sampling(sampling, replacement)
+    """`(rng_key, shares) -> Rows`, drawn evenly where `shares` is empty."""
 
     def draw(rng_key, shares):
-        if sampling == "importance" and batch_size < num_data:
+        if isinstance(shares, Shares):
             return draw_by_shares(rng_key, shares, batch_size)
         return draw_rows(rng_key, num_data, batch_size, replacement)
 
@@ -157,7 +158,7 @@ def kernel_builder(
         *,
         batch_size: int | None = None,
         gradient: str = "control_variate",
-        sampling: str = "uniform",
+        sampling: str = "auto",
         replacement: bool = True,
         refresh_every: int | None = None,
     ):
@@ -165,10 +166,10 @@ def kernel_builder(
 
         Its params: `step_size` h; `inverse_mass_matrix` C, of shape `(d, d)`, `(d,)`
         or `()`; `control`, the `Control` of the control variate; `shares`, the
-        `Shares` of rows; `gradient_noise` V, of shape `(d,)` or `()`, and
-        `curvature`, for `predicted_inflation`; `num_steps`, where zero stands for
-        what the dynamics needs; `num_batches`, of which the gradient is the mean, one
-        where it is None; and the settings of the dynamics.
+        `Shares` of rows, which are drawn evenly without; `gradient_noise` V, of shape
+        `(d,)` or `()`, and `curvature`, for `predicted_inflation`; `num_steps`, where
+        zero stands for what the dynamics needs; `num_batches`, of which the gradient is
+        the mean, one where it is None; and the settings of the dynamics.
         """
         estimate = estimator_of(gradient, refresh_every).gradient
         check_sampling(sampling, replacement)
@@ -191,7 +192,12 @@ def kernel_builder(
             minibatch = flat_minibatch(logdensity_fn.minibatch, unravel)
             num_data = minibatch.num_data
             size = batch_size or default_batch_size(num_data, x.size)
-            draw = row_sampler(num_data, size, sampling, replacement)
+            if sampling == "importance" and not shares and size < num_data:
+                raise InvalidOption(
+                    "sampling='importance' draws rows by `shares`, which the kernel's "
+                    "`warmup` finds. Pass them, or leave sampling out."
+                )
+            draw = row_sampler(num_data, size, replacement)
             factor = root(jnp.asarray(inverse_mass_matrix, x.dtype))
             step_size = jnp.asarray(step_size, x.dtype)
             settings = {
@@ -272,9 +278,9 @@ class StochasticOptions:
         choices=GRADIENTS,
     )
     sampling: str = option(
-        "uniform",
-        "how rows are drawn: evenly, or in proportion to their gradient around the "
-        "mode",
+        "auto",
+        "how rows are drawn: evenly, in proportion to their gradient around the mode, "
+        "or so where even draws are too noisy",
         choices=SAMPLING,
     )
     replacement: bool = option(

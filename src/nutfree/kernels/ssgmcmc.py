@@ -51,7 +51,7 @@ def build_kernel(
     *,
     batch_size: int | None = None,
     gradient: str = "plain",
-    sampling: str = "uniform",
+    sampling: str = "auto",
     replacement: bool = True,
     dropout: float | None = None,
 ):
@@ -77,7 +77,7 @@ def warmup(
     *,
     batch_size: int | None = None,
     gradient: str = "plain",
-    sampling: str = "uniform",
+    sampling: str = "auto",
     replacement: bool = True,
     dropout: float | None = None,
     max_inflation: float = 0.05,

@@ -21,6 +21,7 @@ from numpyro.infer.util import (
     unconstrain_fn,
 )
 
+from nutfree.dynamics.evaluation import is_finite
 from nutfree.dynamics.proximal import LaplaceTerm
 from nutfree.errors import NoFiniteStart, NutfreeError
 from nutfree.frontends import sites
@@ -33,6 +34,7 @@ from nutfree.frontends.checks import (
 from nutfree.frontends.federated import FederatedModel, shard_models
 from nutfree.frontends.handlers import full_data, is_jacobian, prior_only
 from nutfree.frontends.plates import data_plate, row_terms
+from nutfree.frontends.programs import jitted
 from nutfree.frontends.windows import (
     Window,
     check_deterministic,
@@ -69,41 +71,51 @@ class ModelFrontend:
     proper: bool
     advice: Mapping[str, str] = field(default_factory=dict)
 
-    def start(
+    def starter(
         self,
-        rng_key: jax.Array,
         args: tuple = (),
         kwargs: Mapping[str, Any] | None = None,
         *,
         init_strategy: Callable = init_to_uniform,
         validate_grad: bool = True,
-    ) -> Position:
-        """A starting position with a finite log density, one per key.
+    ) -> Callable[[jax.Array], Position]:
+        """`rng_key -> position`, where the log density is finite; compiled once.
 
-        Args:
-            rng_key: one key, or a batch of them, shape `(num_chains,)`.
+        It takes one key, or a batch of them, shape `(num_chains,)`, and finds a
+        position for each.
 
-        Raises:
+        Raises (when called):
             InvalidData: if a NaN in the data is why there is none.
             NoFiniteStart: if there is none for another reason.
         """
         args, kwargs = in_memory((args, dict(kwargs or {})))
-        try:
-            return initialize_model(
+
+        def search(rng_key):
+            found = initialize_model(
                 rng_key,
                 full_data(self.model),
                 init_strategy=init_strategy,
                 model_args=args,
                 model_kwargs=kwargs,
                 validate_grad=validate_grad,
-            ).param_info.z
-        except RuntimeError as error:
-            if "Cannot find valid initial parameters" not in str(error):
-                raise
-            check_nan(args, kwargs)
-            raise self._why_no_start(args, kwargs) from None
-        except (TypeError, ValueError) as error:
-            raise cannot_run(error) from error
+            ).param_info
+            gradient = found.z_grad if validate_grad else ()
+            return found.z, is_finite(found.potential_energy, gradient)
+
+        # one program; op by op, each of them would be compiled
+        compiled = jitted(search)
+
+        def start(rng_key: jax.Array) -> Position:
+            try:
+                position, good = compiled(rng_key)
+            except (TypeError, ValueError) as error:
+                raise cannot_run(error) from error
+            if not isinstance(good, jax.core.Tracer) and not good:
+                check_nan(args, kwargs)
+                raise self._why_no_start(args, kwargs)
+            return position
+
+        return start
 
     def _why_no_start(self, args, kwargs) -> NoFiniteStart:
         log_probs, _ = compute_log_probs(_started(self.model, 0), args, kwargs, {})
@@ -287,7 +299,7 @@ def model_target(
     """
     frontend = analyse(model, args, kwargs, plate=plate)
     rng_key = jax.random.key(0) if rng_key is None else rng_key
-    position = frontend.start(rng_key, args, kwargs)
+    position = frontend.starter(args, kwargs)(rng_key)
     return replace(frontend.build(args, kwargs), position=position)
 
 

@@ -7,6 +7,7 @@ from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import _unconstrain_params, compute_log_probs
 
 from nutfree.frontends.handlers import full_data, is_jacobian
+from nutfree.frontends.programs import jitted
 
 
 def _in_plate(site, plate: str) -> bool:
@@ -89,7 +90,7 @@ def _rows_stand_alone(model, plate, size, args, kwargs) -> bool:
         outside, rows = terms(None, jnp.asarray([0, other]))
         return jnp.stack([outside, rows[0]])
 
-    one, another = first(1), first(size - 1)
+    one, another = jitted(lambda: (first(1), first(size - 1)))()
     if isinstance(one, jax.core.Tracer):
         return True
     # NaN in the data has a message of its own

@@ -150,4 +150,4 @@ def explain(kernel: Any, args: tuple, kwargs: Mapping[str, Any]) -> None:
     model = getattr(kernel, "model", None)
     if not isinstance(kernel, HMC) or model is None or isinstance(model, Target):
         return
-    analyse(model, args, kwargs).start(jax.random.key(0), args, kwargs)
+    analyse(model, args, kwargs).starter(args, kwargs)(jax.random.key(0))

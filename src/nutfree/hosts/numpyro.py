@@ -20,9 +20,9 @@ from nutfree.errors import InvalidOption, NoFiniteStart, UnsupportedModel
 from nutfree.frontends.checks import check_nan
 from nutfree.frontends.handlers import full_data
 from nutfree.frontends.numpyro import ModelFrontend, analyse
+from nutfree.frontends.programs import jitted
 from nutfree.frontends.windows import Window, find, in_memory, replaced
 from nutfree.hosts.checks import check_init_params, check_posterior
-from nutfree.hosts.programs import jitted
 from nutfree.hosts.state import (
     ACROSS_CHAINS,
     NutfreeState,
@@ -80,6 +80,7 @@ class NutfreeKernel(MCMCKernel):
         self._num_warmup = 0
         self._run: tuple | None = None  # what `init` was last prepared for
         self._compiled_begin: Callable
+        self._find_start: Callable
         # MCMC asks for this to know whether `init` has run
         self._sample_fn: Callable | None = None
 
@@ -179,11 +180,18 @@ class NutfreeKernel(MCMCKernel):
             if batched:
                 begin = jax.vmap(begin, in_axes=(None, 0, 0, 0, 0))
             self._compiled_begin = jitted(begin)
+            if self._frontend is not None:
+                self._find_start = self._frontend.starter(
+                    model_args,
+                    model_kwargs,
+                    init_strategy=self.init_strategy,
+                    validate_grad=self.spec.uses_gradient,
+                )
         target = self.target(model_args, model_kwargs)
         keys = split_key(rng_key, batched)
         position = init_params
         if position is None:
-            position = self._start(keys[1], batched, target, model_args, model_kwargs)
+            position = self._start(keys[1], batched, target)
         else:
             shapes = None if self._frontend is None else self._frontend.shapes
             chains = rng_key.shape[0] if batched else None
@@ -203,15 +211,9 @@ class NutfreeKernel(MCMCKernel):
 
         return begin
 
-    def _start(self, rng_key, batched, target, model_args, model_kwargs):
+    def _start(self, rng_key, batched, target):
         if self._frontend is not None:
-            return self._frontend.start(
-                rng_key,
-                model_args,
-                model_kwargs,
-                init_strategy=self.init_strategy,
-                validate_grad=self.spec.uses_gradient,
-            )
+            return self._find_start(rng_key)
         if target.position is None:
             raise NoFiniteStart(
                 "A kernel built from a density does not know where to start. Pass "

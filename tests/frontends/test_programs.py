@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nutfree.hosts.programs import jitted
+from nutfree.frontends.programs import jitted
 
 
 def test_data_are_arguments_and_their_values_at_hand(monkeypatch):

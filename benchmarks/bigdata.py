@@ -29,6 +29,7 @@ TOLERANCE = 0.1
 SCHEDULES = {
     "sgld": ((10, 3_000, 1), (10, 5_000, 1)),
     "sghmc": ((10, 3_000, 1), (10, 5_000, 1)),
+    "sgbaoab": ((10, 3_000, 1), (10, 5_000, 1)),
     "ssgmcmc": ((10, 1_000, 1), (10, 2_000, 1)),
     "blackjax.sgld": ((10, 3_000, 100), (10, 5_000, 200)),
     "SGMCMCJax": ((0, 3_000, 20), (0, 5_000, 50)),
@@ -37,7 +38,8 @@ SCHEDULES = {
 }
 #: Those that draw from the posterior of a network, and those of the other targets.
 ON_NETWORKS = ("sgld", "ssgmcmc", "blackjax.sgld", "nuts")
-ON_OTHERS = ("sgld", "sghmc", "blackjax.sgld", "SGMCMCJax", "HMCECS", "nuts")
+LANGEVIN = ("sgld", "sghmc", "sgbaoab")
+ON_OTHERS = (*LANGEVIN, "blackjax.sgld", "SGMCMCJax", "HMCECS", "nuts")
 #: On networks, the mode is one of many, and plain gradients are best far from it.
 OPTIONS = {"ssgmcmc": {"dropout": 0.5}}
 OURS = "sgld"

@@ -7,6 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
+import nutfree as nf
 from nutfree.dynamics.gradients import Control, control_at
 from nutfree.kernels import sgld
 from nutfree.target import Minibatch, Target
@@ -372,3 +373,62 @@ def test_a_million_rows_are_sampled_without_bias_from_single_precision():
     assert np.max(np.abs(draws.mean(0) - mode) / sd) < 0.07
     np.testing.assert_allclose(draws.std(0) / sd, 1.025, atol=0.06)
     assert float(info.num_grad_evals.sum()) < 200
+
+
+def with_a_rare_column(num_data=4000, num_rare=8):
+    """Logistic rows, of which a few know all that is known of one coefficient."""
+    rng = np.random.default_rng(1)
+    X = np.stack(
+        [np.ones(num_data), rng.normal(size=num_data), np.arange(num_data) < num_rare],
+        axis=1,
+    )
+    y = jnp.asarray(rng.uniform(size=num_data) < 0.4, float)
+    X = jnp.asarray(X)
+
+    def terms(beta, indices):
+        logits = X[indices] @ beta
+        rows = y[indices] * logits - jax.nn.softplus(logits)
+        return -0.5 * jnp.sum(beta**2) / 4, rows
+
+    return target_of(Minibatch(num_data, terms))
+
+
+def found_with(target, sampling, dim):
+    pilot = sgld.warmup(batch_size=40, sampling=sampling).init
+    return jax.jit(lambda key: pilot(key, jnp.zeros(dim), target, 0))(jax.random.key(0))
+
+
+def test_rows_that_matter_more_are_drawn_more_often_where_batches_are_noisy():
+    target, num_rare = with_a_rare_column(), 8
+    even = found_with(target, "uniform", 3)
+    auto = found_with(target, "auto", 3)
+    assert even.params["shares"] == ()
+    assert jnp.max(even.params["gradient_noise"]) > 1
+    entries = np.asarray(auto.params["shares"].entries)
+    assert entries[:num_rare].min() > 10 * np.median(entries)
+    assert jnp.max(auto.params["gradient_noise"]) < 0.3 * jnp.max(
+        even.params["gradient_noise"]
+    )
+    assert auto.params["step_size"] > 1.5 * even.params["step_size"]
+    # four positions and the centre, each with a gradient of every row
+    assert 8 <= auto.num_grad_evals - even.num_grad_evals < 11
+
+
+def test_rows_are_drawn_evenly_where_batches_are_not_noisy():
+    target, *_ = gaussian_location()
+    even = found_with(target, "uniform", 2)
+    auto = found_with(target, "auto", 2)
+    assert np.all(np.asarray(auto.params["shares"].entries) == 1)
+    np.testing.assert_allclose(
+        auto.params["gradient_noise"], even.params["gradient_noise"], atol=1e-6
+    )
+    np.testing.assert_allclose(auto.num_grad_evals, even.num_grad_evals, rtol=1e-6)
+
+
+def test_importance_without_its_shares_says_where_they_come_from():
+    target, *_ = gaussian_location()
+    algorithm = nf.sgld(
+        target, step_size=0.1, sampling="importance", control=(), gradient="plain"
+    )
+    with pytest.raises(nf.InvalidOption, match="warmup"):
+        algorithm.step(jax.random.key(0), algorithm.init(jnp.zeros(2)))

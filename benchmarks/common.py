@@ -135,14 +135,22 @@ def laplace_reference(target: nf.Target, num_draws: int) -> tuple[NDArray, ...]:
     def newton(x):
         return x - jnp.linalg.solve(jax.hessian(logdensity)(x), jax.grad(logdensity)(x))
 
+    def curvature(x):
+        return -np.asarray(hessian(jnp.asarray(x, start.dtype)), float)
+
     def loss(x):
         value, grad = ascent(jnp.asarray(x, start.dtype))
         return -float(value), -np.asarray(grad, float)
 
-    ascent = jax.jit(jax.value_and_grad(logdensity))
+    ascent, hessian = map(
+        jax.jit, (jax.value_and_grad(logdensity), jax.hessian(logdensity))
+    )
     x = minimize(loss, np.asarray(start, float), jac=True, method="L-BFGS-B").x
+    # which may end where a bare Newton step leads away
+    near = {"jac": True, "hess": curvature, "options": {"gtol": 1.0, "maxiter": 50}}
+    x = minimize(loss, x, method="trust-exact", **near).x
     x = jax.lax.fori_loop(0, 5, lambda _, x: newton(x), jnp.asarray(x, start.dtype))
-    precision = -np.asarray(jax.hessian(logdensity)(x), float)
+    precision = curvature(x)
     factor = np.linalg.cholesky(np.linalg.inv(precision))
     rng, freedom = np.random.default_rng(0), 8
     noise = rng.standard_normal((num_draws, x.size))

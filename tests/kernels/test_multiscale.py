@@ -156,18 +156,22 @@ NUM_RANKS = 15
 
 @pytest.mark.slow
 def test_ranks_of_the_truth_are_uniform_where_the_posterior_has_two_modes():
-    """Data on |x| alone leave its sign open, but for the prior. Chi-square at 1e-3."""
+    """Data on |x| alone leave its sign open, but for the prior. Chi-square at 1e-3.
+
+    The crease at x = 0 is as blunt as the noise is large, so that draws eight
+    transitions apart are independent: correlated ones crowd the first and last ranks.
+    """
 
     def rank(key):
         truth_key, noise_key, chain_key = jax.random.split(key, 3)
         mean, sd = jnp.array([0.5, 0.0]), jnp.array([2.0, 1.0])
         truth = mean + sd * jax.random.normal(truth_key, (2,))
         y = jnp.abs(truth[0]) + truth[1]
-        y = y + 0.3 * jax.random.normal(noise_key, (4,))
+        y = y + jax.random.normal(noise_key, (4,))
 
         def density(x):
             prior = -0.5 * jnp.sum(((x - mean) / sd) ** 2)
-            residual = (y - jnp.abs(x[0]) - x[1]) / 0.3
+            residual = y - jnp.abs(x[0]) - x[1]
             return prior - 0.5 * jnp.sum(residual**2)
 
         target = Target(density, position=jnp.array([0.1, 0.0]))
@@ -199,7 +203,7 @@ def test_ranks_of_the_truth_are_uniform_where_the_posterior_has_two_modes():
         draws = jax.lax.scan(thinned, state, keys)[1]
         return jnp.sum(draws < truth, axis=0)
 
-    ranks = jax.jit(jax.vmap(rank))(jax.random.split(jax.random.key(5), 800))
+    ranks = jax.jit(jax.vmap(rank))(jax.random.split(jax.random.key(5), 1600))
     for values in np.asarray(ranks).T:
         counts = np.bincount(values, minlength=NUM_RANKS + 1)
         assert chisquare(counts).pvalue > 1e-3, counts

@@ -224,7 +224,11 @@ def test_the_pilot_alone_gives_a_kernel_that_is_within_its_stated_bias(logistic)
 def test_plain_gradients_inflate_by_what_is_predicted(logistic, tuned):
     target, _, sd = logistic
     adapt, (draws, info) = sample(
-        target, num_samples=4000, gradient="plain", fixed={"step_size": 0.2}
+        target,
+        num_samples=4000,
+        gradient="plain",
+        sampling="uniform",
+        fixed={"step_size": 0.2},
     )
     # V is N/n = 100 in units of the posterior, within its sampling error, and the
     # control variate's is so small that its step is far larger

@@ -121,8 +121,8 @@ REFERENCE_THINNING = {
 #: And how many times more where the curvature changes from place to place, in warm-up
 #: too: of the step that 2,000 transitions tune, the tails are hardly ever left.
 SLOW_POSTERIOR = {"gp_pois_regr": 10}
-#: A kernel that moves far enough in one transition for any of these posteriors.
-QUICK = {"blackjax.nuts"}
+#: Kernels that move far enough in one transition for any of these posteriors.
+QUICK = {"blackjax.nuts", "blackjax.hmc"}
 
 
 @pytest.mark.slow

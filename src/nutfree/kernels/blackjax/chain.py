@@ -149,7 +149,7 @@ class HMCOptions:
     step_size: float | None = _step_size("leapfrog step")
     target_acceptance_rate: float = _target(0.8)
     num_integration_steps: int = option(10, "leapfrog steps per transition", ge=1)
-    dense_mass: bool = option(False, "adapt a full mass matrix")
+    dense_mass: bool | None = _dense_mass()
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class RMHOptions:
 
 
 def warmup_metric(
-    *, target_acceptance_rate: float = 0.8, dense_mass: bool = False
+    *, target_acceptance_rate: float = 0.8, dense_mass: bool | None = False
 ) -> Warmup:
     return window_warmup(
         target_acceptance_rate, dense_mass=dense_mass, walk=False, pilot=None

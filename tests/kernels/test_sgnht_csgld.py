@@ -79,7 +79,7 @@ def test_the_thermostat_takes_up_noise_that_is_alike_in_every_coordinate():
     assert jnp.mean(state.auxiliary.xi) == pytest.approx(friction, rel=0.08)
 
 
-@pytest.mark.parametrize(
+each_estimator = pytest.mark.parametrize(
     "gradient",
     [
         "control_variate",
@@ -87,6 +87,9 @@ def test_the_thermostat_takes_up_noise_that_is_alike_in_every_coordinate():
         pytest.param("saga", marks=pytest.mark.slow),
     ],
 )
+
+
+@each_estimator
 def test_estimators_with_a_memory_leave_the_thermostat_nothing_to_take_up(gradient):
     # rows whose gradients differ by constants: the estimate is exact
     num_data, dim = 100, 60
@@ -103,14 +106,7 @@ def test_estimators_with_a_memory_leave_the_thermostat_nothing_to_take_up(gradie
     assert jnp.mean(state.auxiliary.xi) == pytest.approx(2.0, rel=0.08)
 
 
-@pytest.mark.parametrize(
-    "gradient",
-    [
-        "control_variate",
-        pytest.param("svrg", marks=pytest.mark.slow),
-        pytest.param("saga", marks=pytest.mark.slow),
-    ],
-)
+@each_estimator
 def test_a_cycle_has_the_law_of_its_recursion_with_each_estimator(gradient):
     target, step_size, num_steps = rows_of_slopes(), 0.4, 30
     params = {"step_size": step_size, "num_steps": num_steps}

@@ -95,7 +95,9 @@ def _users_code(path: Path, what: str) -> Iterator[None]:
     """Whatever the file raises becomes a message with the line that did."""
     try:
         yield
-    except Exception as error:  # the file may raise any
+    # a script of the user's can raise whatever it likes, and its traceback through our
+    # command would hide the one line that counts, which the message names
+    except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f.lineno for f in frames if Path(f.filename) == path.resolve()]
         where = f" (line {lines[-1]})" if lines else ""

@@ -260,7 +260,9 @@ def _load() -> None:
     for entry in entry_points(group=GROUP):
         try:
             register(entry.load())
-        except Exception as error:  # another package's, and the others still work
+        # importing a stranger's package can raise whatever it likes, and must not take
+        # away the kernels of every other; the warning names it and its error
+        except Exception as error:
             warnings.warn(
                 f"The kernel '{entry.name}' ({entry.value}) of another package cannot "
                 f"be loaded: {type(error).__name__}: {error}",

@@ -16,6 +16,7 @@ from nutfree.dynamics.estimators import WANDERING, row_gradients
 from nutfree.dynamics.evaluation import is_finite, select
 from nutfree.dynamics.gradients import (
     BLOCK_SIZE,
+    NOISE_DRAWS,
     Control,
     control_at,
     control_variate,
@@ -39,8 +40,6 @@ IMPORTANCE_DRAWS = 4
 #: sampling='auto' looks for unequal rows up to this number of them, and where the noise
 #: of even batches is larger than this, in units of the posterior.
 AUTO_ROWS, AUTO_NOISE = 2**18, 1.0
-#: Positions at which the noise is measured.
-NOISE_DRAWS = 64
 #: Numbers of a block of rows' gradients that are in memory at once.
 MAX_NUMBERS = 2**20
 
@@ -146,11 +145,14 @@ def warmup_builder(
                     count,
                     num_draws,
                 )
+                return in_all(noise), count
+
+            def in_all(noise):
                 noise = total_noise(found, position, noise)
-                return jnp.where(jnp.isfinite(noise), noise, 1.0), count
+                return jnp.where(jnp.isfinite(noise), noise, 1.0)
 
             shares: Any = ()
-            noise = total_noise(found, position, jnp.zeros_like(x))
+            noise = in_all(jnp.zeros_like(x))
             if unequal:
                 keys = jax.random.split(share_key, IMPORTANCE_DRAWS)
                 pairs = jax.vmap(draw_pair)(keys)

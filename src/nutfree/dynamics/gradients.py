@@ -25,6 +25,8 @@ from nutfree.target import Minibatch
 
 #: Rows that a pass over all of the data holds in memory at once.
 BLOCK_SIZE = 8192
+#: Positions at which the noise of a gradient is measured.
+NOISE_DRAWS = 64
 
 
 class Control(NamedTuple):
@@ -184,7 +186,7 @@ def whitened_noise(
     draw: Callable,
     whiten: Callable,
     count: jax.Array,
-    num_draws: int | jax.Array = 64,
+    num_draws: int | jax.Array = NOISE_DRAWS,
 ) -> tuple[jax.Array, jax.Array]:
     """Variance of a gradient estimate over its batches, averaged over positions.
 

@@ -244,7 +244,9 @@ def analyse(
         )
     except NutfreeError:
         raise
-    except Exception as error:  # the model's own code may raise any
+    # the model is the user's own code and can raise whatever it likes; all of it means
+    # that the model does not run on these arguments, and the cause is chained
+    except Exception as error:
         check_nan(args, kwargs)
         raise cannot_run(error) from error
     params = {k: s["value"] for k, s in trace.items() if s["type"] == "param"}

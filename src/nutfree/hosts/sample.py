@@ -119,7 +119,9 @@ def sample(
         )
     except NutfreeError:
         raise
-    except Exception:  # any that NumPyro raises; it goes on if we know no better
+    # nothing is swallowed: `explain` raises in its place where it knows the cause, and
+    # the error goes on as it was where it does not
+    except Exception:
         explain(kernel, args, kwargs)
         raise
     tree = to_arviz(

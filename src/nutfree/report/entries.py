@@ -92,7 +92,9 @@ def run(
         return f"cannot run: {error}"
     except NutfreeError as error:
         return f"failed: {error}"
-    except Exception as error:  # what others have drawn is not lost to it
+    # kernels of other packages run here too; whatever one raises goes into its line of
+    # the table, and what the others have drawn, perhaps in hours, is not lost
+    except Exception as error:
         return f"failed: {type(error).__name__}: {error}"
 
 

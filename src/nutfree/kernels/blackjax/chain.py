@@ -221,7 +221,7 @@ SPECS = (
         build_hmc,
         _init(blackjax.hmc),
         warmup_metric,
-        summary="BlackJAX's Hamiltonian Monte Carlo, of fixed length",
+        summary="BlackJAX's Hamiltonian Monte Carlo, of a fixed number of steps",
         paper="Neal 2011, arXiv 1206.1901",
         options=HMCOptions,
     ),

@@ -10,6 +10,7 @@ import pytest
 
 import nutfree as nf
 from nutfree import registry
+from nutfree.report import catalogue
 
 
 def test_table_lists_every_kernel_with_the_columns_users_read():
@@ -82,12 +83,12 @@ def test_exact_stands_for_the_exact_kernel_and_its_options():
         nf.kernel("multalmc", exact=True, num_levels=3, **options)
     with pytest.raises(nf.InvalidOption, match="'mala' has no option 'exact'"):
         nf.kernel("mala", exact=True, **options)
-    table = registry.options_table(registry.get("multalmc"))
+    table = catalogue.options_table(registry.get("multalmc"))
     assert "multiscale" in table.loc["exact", "help"]
 
 
 def test_options_table_lists_the_help_of_every_option():
-    table = registry.options_table(registry.get("mala"))
+    table = catalogue.options_table(registry.get("mala"))
     assert "step_size" in table.index
     assert table.loc["step_size", "default"] == "found in warm-up"
 
@@ -100,7 +101,7 @@ def test_attribute_is_the_blackjax_form_and_an_unknown_one_is_an_attribute_error
 
 def test_the_page_of_kernels_is_what_the_specs_say():
     page = Path(__file__).parents[1] / "KERNELS.md"
-    assert page.read_text() == registry.documentation(), (
+    assert page.read_text() == catalogue.documentation(), (
         "run: nutfree kernels --markdown > KERNELS.md"
     )
 

@@ -187,7 +187,9 @@ def list_kernels(
     from nutfree import registry
 
     if markdown:
-        print(registry.documentation(), end="")
+        from nutfree.report.catalogue import documentation
+
+        print(documentation(), end="")
         return
     with _plain_errors():
         table = registry.kernels().reset_index()

@@ -37,11 +37,17 @@ SCHEDULES = {
     "nuts": ((300, 1_200, 1), (200, 1_200, 1)),
 }
 #: Those that draw from the posterior of a network, and those of the other targets.
-ON_NETWORKS = ("sgld", "ssgmcmc", "blackjax.sgld", "nuts")
+ON_NETWORKS = ("sgld", "sgbaoab", "ssgmcmc", "blackjax.sgld", "nuts")
 LANGEVIN = ("sgld", "sghmc", "sgbaoab")
 ON_OTHERS = (*LANGEVIN, "blackjax.sgld", "SGMCMCJax", "HMCECS", "nuts")
-#: On networks, the mode is one of many, and plain gradients are best far from it.
-OPTIONS = {"ssgmcmc": {"dropout": 0.5}}
+#: On networks plain gradients are best, far from the mode as chains are.
+OF_NETWORKS = {
+    "sgld": {"gradient": "plain"},
+    "sgbaoab": {"gradient": "plain"},
+    "ssgmcmc": {"dropout": 0.5},
+}
+#: There draws are to go on for longer.
+NETWORK_THINNING = 10
 OURS = "sgld"
 
 
@@ -50,7 +56,12 @@ def chain(problem: Problem, name: str, schedule) -> peers.Chain | None:
     others = {"SGMCMCJax": peers.sgmcmcjax, "HMCECS": peers.hmcecs}
     if name in others:
         return others[name](problem, schedule)
-    return peers.kernel_chain(problem, name, schedule, **OPTIONS.get(name, {}))
+    network = problem.reference is None
+    if network and name in LANGEVIN:
+        num_warmup, num_draws, _ = schedule
+        schedule = (num_warmup, num_draws, NETWORK_THINNING)
+    options = OF_NETWORKS.get(name, {}) if network else {}
+    return peers.kernel_chain(problem, name, schedule, **options)
 
 
 def long_nuts(problem: Problem, quick: bool):

@@ -4,10 +4,12 @@
     census     the same on the adult data: UCI Machine Learning Repository (CC BY 4.0),
                shipped in models/data
     counts     hierarchical Poisson regression: 20 groups, 5 covariates, synthetic
-    network    one hidden layer on five measurements of the same census
+    network    one hidden layer on the age, schooling and hours of the same census
 
 A network's weights can change places and signs, so it is judged by the log odds that it
-gives to 50 people; the others by their parameters on the sampling space.
+gives to 50 people; the others by their parameters on the sampling space. With more of
+the census, or the capital gains, it has lesser modes in which chains of NUTS stay, and
+there is no reference.
 """
 
 from collections.abc import Callable
@@ -135,10 +137,10 @@ def problems(quick: bool) -> dict[str, Problem]:
     rows, dim = (100_000, 20) if quick else (1_000_000, 50)
     many = 20_000 if quick else 200_000
     enough = 4_000 if quick else 8_000
-    # age, years of schooling, gains, losses and hours, as standardised there
-    small = {"X": census["X"][:, :5].astype(np.float32), "y": census["y"]}
-    if quick:
-        small = {k: v[:4000] for k, v in small.items()}
+    some = 4_000 if quick else 10_000
+    # age, years of schooling and hours, as standardised there
+    X = census["X"][:some, [0, 1, 4]].astype(np.float32)
+    small = {"X": X, "y": census["y"][:some]}
     people = small["X"][:: len(small["X"]) // NUM_PEOPLE][:NUM_PEOPLE]
     return {
         "census": by_importance(adult.model, census, enough),

@@ -14,7 +14,11 @@ from nutfree.adaptation.mode import (
     root,
     transpose,
 )
-from nutfree.adaptation.mode_of_rows import laplace_of_rows, subsample
+from nutfree.adaptation.mode_of_rows import (
+    highest_mode,
+    laplace_of_rows,
+    subsample,
+)
 from nutfree.target import Minibatch
 
 
@@ -175,6 +179,35 @@ def test_subsample_has_the_expected_log_density_of_all_rows():
     full = minibatch.logdensity(x, jnp.arange(20_000))
     np.testing.assert_allclose(value, full, rtol=0.05)
     assert subsample(jax.random.key(0), minibatch, 20_000) is minibatch
+
+
+def test_the_highest_of_several_modes_is_found_from_a_lesser_one():
+    higher = jnp.array([1.0, 1.0])
+
+    def logdensity(x):
+        lesser = -0.5 * jnp.sum((x + higher) ** 2) / 0.2**2 - 10.0
+        return jnp.logaddexp(lesser, -0.5 * jnp.sum((x - higher) ** 2) / 0.2**2)
+
+    def found(x):
+        return highest_mode(jax.random.key(0), logdensity, x, 0.0, 1.0)
+
+    best, count = jax.jit(found)(-higher)
+    np.testing.assert_allclose(best, higher, atol=1e-3)
+    # from there, another climb that ends there is enough
+    best, fewer = jax.jit(found)(higher)
+    np.testing.assert_allclose(best, higher, atol=1e-3)
+    assert fewer < count
+
+
+def test_a_mode_is_found_where_no_other_start_has_a_density():
+    def logdensity(x):
+        return jnp.where(jnp.all(x > 5.0), -0.5 * jnp.sum((x - 6.0) ** 2), -jnp.inf)
+
+    x = jnp.full(3, 5.5)
+    best, _ = jax.jit(
+        lambda x: highest_mode(jax.random.key(0), logdensity, x, 0.0, 1.0)
+    )(x)
+    np.testing.assert_allclose(best, jnp.full(3, 6.0), atol=1e-3)
 
 
 # with more rows than the curvature uses, the mode is finished on all of them

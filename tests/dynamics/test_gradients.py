@@ -83,12 +83,9 @@ def test_control_variate_has_less_noise_near_its_centre():
             indices = draw_rows(key, 2000, 50)
             return estimator(minibatch, indices, x, control, count)
 
-        variance[name], _ = whitened_noise(
-            jax.random.key(0),
-            estimate,
-            lambda key: centre + 0.02 * jax.random.normal(key, (3,)),
-            lambda g: g,
-            0.0,
+        places = centre + 0.02 * jax.random.normal(jax.random.key(1), (64, 3))
+        variance[name], _, _ = whitened_noise(
+            jax.random.key(0), estimate, places, lambda g: g, 0.0
         )
     assert jnp.all(variance["control_variate"] < 0.01 * variance["plain"])
 
@@ -110,18 +107,46 @@ def test_whitened_noise_is_the_variance_of_the_batches():
     def estimate(key, x, count):
         return plain(minibatch, draw_rows(key, 400, 20), x, (), count)
 
-    noise, count = whitened_noise(
-        jax.random.key(1),
-        estimate,
-        lambda key: jax.random.normal(key, (1,)),
-        lambda g: g / 3,
-        0.0,
-        num_draws=2000,
+    places = jax.random.normal(jax.random.key(2), (2000, 1))
+    noise, _, count = whitened_noise(
+        jax.random.key(1), estimate, places, lambda g: g / 3, 0.0
     )
     expected = 400**2 / 20 * jnp.var(a) / 9
     # relative Monte-Carlo error sqrt(2/2000) = 0.03; four of them: 6e-5 false alarms
     np.testing.assert_allclose(noise[0], expected, rtol=0.13)
     np.testing.assert_allclose(count, 2 * 2000 * 20 / 400, rtol=1e-4)
+
+
+def test_size_of_the_gradient_is_the_dimension_on_a_gaussian_whatever_the_noise():
+    a = jnp.asarray(np.random.default_rng(0).normal(size=(400, 3)))
+    a -= a.mean(0)
+    minibatch = Minibatch(400, lambda x, i: (-0.5 * x @ x, a[i] @ x))
+
+    def estimate(key, x, count):
+        return plain(minibatch, draw_rows(key, 400, 20), x, (), count)
+
+    places = jax.random.normal(jax.random.key(2), (5000, 3))
+    noise, size, _ = whitened_noise(
+        jax.random.key(1), estimate, places, lambda g: g, 0.0
+    )
+    # sd of a product of gradients about |V|, and of the mean 1/70 of that
+    error = jnp.linalg.norm(noise) / 5000**0.5
+    assert jnp.max(noise) > 3000
+    assert abs(size - 3.0) < 4 * error
+
+
+def test_nothing_is_measured_that_is_not_due():
+    def estimate(key, x, count):
+        return x, count + 1.0
+
+    for due in (True, False):
+        found = jax.jit(
+            lambda due: whitened_noise(
+                jax.random.key(0), estimate, jnp.ones((5, 2)), lambda g: g, 0.0, due
+            )
+        )(due)
+        np.testing.assert_allclose(found[1], 2.0 * due)
+        np.testing.assert_allclose(found[2], 10.0 * due)
 
 
 @pytest.mark.parametrize("block_size", [7, 100, 1000, 5000])

@@ -1,6 +1,7 @@
 """The posterior mode over many rows, and the curvature there.
 
-The climb runs on a subsample of the rows, and a few passes over all finish it: Newton's
+Climbs on a subsample of the rows, from as many starts as it takes to end in the best
+mode three times, say where it is, and a few passes over all rows finish it: Newton's
 steps with the subsample's curvature or, where that is a diagonal, L-BFGS in the
 coordinates in which the subsample's posterior has unit sd. Gradients are counted in
 passes over all rows.
@@ -29,6 +30,12 @@ from nutfree.target import Minibatch
 #: climb runs: errors of the curvature matter little, and those of the start less.
 CURVATURE_ROWS = 2**15
 START_ROWS = 2**13
+#: The most climbs, how many of them are to end in the best mode, how far from zero
+#: their starts are, as NumPyro's are by default, and how many nats apart the ends may
+#: be that are one mode, or its mirror images.
+MAX_CLIMBS, ENOUGH_CLIMBS = 12, 3
+RADIUS = 2.0
+SAME_HEIGHT = 0.5
 #: Distance from the mode, in sds, at which Newton's steps end, and their number.
 NEAR = 0.01
 MAX_PASSES = 40
@@ -46,6 +53,38 @@ def subsample(rng_key: jax.Array, minibatch: Minibatch, size: int) -> Minibatch:
         return outside, scale * rows
 
     return Minibatch(size, terms, minibatch.plate)
+
+
+def highest_mode(
+    rng_key: jax.Array, logdensity: Callable, x: jax.Array, count: Any, cost: float
+) -> tuple[jax.Array, Any]:
+    """The best end of climbs from `x` and from random starts, and the count.
+
+    The posterior of a network, say, has lesser modes in which a chain would stay. The
+    search ends when `ENOUGH_CLIMBS` have come to the greatest height so far.
+    """
+
+    def look(carry):
+        i, best, height, times, count = carry
+        start = jax.random.uniform(
+            jax.random.fold_in(rng_key, i), x.shape, x.dtype, -RADIUS, RADIUS
+        )
+        start = jnp.where(i == 0, x, start)
+        end, _, count = maximise(logdensity, start, count, cost=cost)
+        value = logdensity(end)
+        value = jnp.where(jnp.isfinite(value), value, -jnp.inf)
+        times = jnp.where(value > height + SAME_HEIGHT, 0, times)
+        times = times + (value > height - SAME_HEIGHT)
+        best = jnp.where(value > height, end, best)
+        return i + 1, best, jnp.maximum(value, height), times, count + cost
+
+    def going(carry):
+        i, _, _, times, _ = carry
+        return (times < ENOUGH_CLIMBS) & (i < MAX_CLIMBS)
+
+    start = (0, x, jnp.full((), -jnp.inf, x.dtype), 0, count)
+    _, best, _, _, count = jax.lax.while_loop(going, look, start)
+    return best, count
 
 
 def newton_of_rows(
@@ -87,6 +126,38 @@ def newton_of_rows(
     return centre, gradient, count
 
 
+def curvature_around(
+    rng_key: jax.Array,
+    minibatch: Minibatch,
+    places: jax.Array,
+    count: Any,
+    due: jax.Array | bool = True,
+) -> tuple[jax.Array, Any]:
+    """The inverse of the curvature's mean size over places, `(k, d)`, and the count.
+
+    Shape `(d, d)`, or `(d,)` as in `precision`; of no meaning where it is not `due`.
+    """
+    key, rows_key = jax.random.split(rng_key)
+    some = subsample(rows_key, minibatch, CURVATURE_ROWS)
+
+    def add(i, carry):
+        total, count = carry
+        matrix, count = precision(
+            jax.random.fold_in(key, i),
+            lambda x: some.logdensity(x, jnp.arange(some.num_data)),
+            places[i],
+            count,
+            some.num_data / minibatch.num_data,
+        )
+        return total + positive(matrix), count
+
+    shape = jax.eval_shape(lambda: add(0, (0.0, count))[0])
+    zeros = jnp.zeros(shape.shape, shape.dtype)
+    rounds = jnp.where(due, len(places), 0)
+    total, count = jax.lax.fori_loop(0, rounds, add, (zeros, count))
+    return inverse(positive(total / len(places))), count
+
+
 def laplace_of_rows(
     rng_key: jax.Array, minibatch: Minibatch, x: jax.Array, count: Any
 ) -> tuple[Laplace, jax.Array]:
@@ -97,7 +168,7 @@ def laplace_of_rows(
         x: shape `(d,)`.
         count: gradients spent so far.
     """
-    keys = jax.random.split(rng_key, 5)
+    keys = jax.random.split(rng_key, 6)
     some = subsample(keys[0], minibatch, CURVATURE_ROWS)
     few = some if some is minibatch else subsample(keys[4], some, START_ROWS)
 
@@ -112,7 +183,8 @@ def laplace_of_rows(
         return inverse(positive(matrix)), count
 
     climb = full_logdensity(few, x)
-    centre, gradient, count = maximise(climb, x, count + cost(few), cost=cost(few))
+    centre, count = highest_mode(keys[5], climb, x, count + cost(few), cost(few))
+    gradient, count = jax.grad(climb)(centre), count + cost(few)
     covariance, count = scaled(keys[1], few, centre, count)
     if few is not minibatch:
         if covariance.ndim == 2 or minibatch.in_order:

@@ -1,7 +1,6 @@
 """Warm-up of the stochastic-gradient kernels: mode, curvature, noise, step size."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,36 +11,28 @@ from nutfree.adaptation.bandit import stein_bandit
 from nutfree.adaptation.base import AdaptationState, Warmup
 from nutfree.adaptation.mode import Laplace
 from nutfree.adaptation.mode_of_rows import laplace_of_rows
-from nutfree.dynamics.estimators import WANDERING, row_gradients
-from nutfree.dynamics.evaluation import is_finite, select
+from nutfree.adaptation.noise import surroundings
+from nutfree.dynamics.estimators import WANDERING
+from nutfree.dynamics.evaluation import is_finite
 from nutfree.dynamics.gradients import (
-    BLOCK_SIZE,
-    NOISE_DRAWS,
     Control,
     control_at,
     control_variate,
     default_batch_size,
     flat_minibatch,
     plain,
-    whitened_noise,
 )
 from nutfree.dynamics.preconditioning import matvec, root, solve_root, transpose
 from nutfree.dynamics.rows import (
     check_sampling,
-    even_shares,
     require_fixed_rows,
-    row_shares,
 )
 from nutfree.dynamics.stochastic import Dynamics, row_sampler
 from nutfree.errors import InvalidOption
 
-#: Positions at which the rows' gradients are compared for importance sampling.
-IMPORTANCE_DRAWS = 4
 #: sampling='auto' looks for unequal rows up to this number of them, and where the noise
 #: of even batches is larger than this, in units of the posterior.
 AUTO_ROWS, AUTO_NOISE = 2**18, 1.0
-#: Numbers of a block of rows' gradients that are in memory at once.
-MAX_NUMBERS = 2**20
 
 
 def _as_found(mode: Laplace, position, noise=None):
@@ -102,86 +93,36 @@ def warmup_builder(
                 require_fixed_rows(minibatch, "sampling='importance'")
             elif minibatch.in_order is not None or num_data > AUTO_ROWS:
                 unequal = False
-            mode_key, noise_key, start_key, rows_key = jax.random.split(rng_key, 4)
-            share_key = jax.random.fold_in(rng_key, 4)
+            mode_key, noise_key, rows_key = jax.random.split(rng_key, 3)
             count = jnp.zeros((), x.dtype)
             found, count = laplace_of_rows(mode_key, minibatch, x, count)
-            mode = reshape(found, position)
-            factor = root(mode.covariance)
-            control: Control | tuple = ()
-            if gradient == "control_variate":
-                control, count = control_at(minibatch, mode.centre, count)
-
-            def whiten(g):
-                return matvec(transpose(factor), g)
-
-            def draw(key):
-                noise = jax.random.normal(key, x.shape, x.dtype)
-                return mode.centre + matvec(factor, noise)
-
-            def centre(key):
-                """Where the estimate is exact; a stand-in for the chain's past."""
-                if gradient in WANDERING:
-                    return draw(jax.random.fold_in(key, 1))
-                return mode.centre
-
-            def draw_pair(key):
-                return draw(key), centre(key)
-
-            def estimate(key, pair, count, shares):
-                rows = draw_rows(key, shares)
-                if gradient == "plain":
-                    return plain(minibatch, rows, pair[0], (), count)
-                # the gradient at the centre is the same for any batch
-                there = Control(pair[1], jnp.zeros_like(x))
-                return control_variate(minibatch, rows, pair[0], there, count)
-
-            def measured(shares, count, num_draws=NOISE_DRAWS):
-                noise, count = whitened_noise(
-                    noise_key,
-                    partial(estimate, shares=shares),
-                    draw_pair,
-                    whiten,
-                    count,
-                    num_draws,
-                )
-                return in_all(noise), count
-
-            def in_all(noise):
-                noise = total_noise(found, position, noise)
-                return jnp.where(jnp.isfinite(noise), noise, 1.0)
-
-            shares: Any = ()
-            noise = in_all(jnp.zeros_like(x))
-            if unequal:
-                keys = jax.random.split(share_key, IMPORTANCE_DRAWS)
-                pairs = jax.vmap(draw_pair)(keys)
-                limit = AUTO_NOISE if sampling == "auto" else 0.0
-
-                def look(i, carry):
-                    """Measure the noise of these shares; choose others at first."""
-                    shares, noise, due, count = carry
-                    num_draws = jnp.where(due, NOISE_DRAWS, 0)
-                    after, count = measured(shares, count, num_draws)
-                    noise = jnp.where(due, after, noise)
-                    due = (i == 0) & (jnp.max(noise) > limit)
-                    importance, count = _importance(
-                        minibatch, pairs, gradient != "plain", whiten, count, due
-                    )
-                    shares = select(due, row_shares(importance), shares)
-                    return shares, noise, due, count
-
-                begin = (even_shares(num_data), noise, jnp.asarray(True), count)
-                shares, noise, _, count = jax.lax.fori_loop(0, 2, look, begin)
-            elif size < num_data:
-                noise, count = measured(shares, count)
+            control = Control(found.centre, jnp.zeros_like(x))
+            if gradient != "plain":
+                control, count = control_at(minibatch, found.centre, count)
+            around, count = surroundings(
+                noise_key,
+                minibatch,
+                draw_rows,
+                found,
+                control,
+                count,
+                batch_size=size,
+                gradient=gradient,
+                reshape=lambda mode: reshape(mode, position),
+                total=lambda mode, noise: total_noise(mode, position, noise),
+                unequal=unequal,
+                limit=AUTO_NOISE if sampling == "auto" else 0.0,
+                max_inflation=max_inflation,
+            )
+            noise, shares = around.noise, around.shares
+            mode = reshape(found._replace(covariance=around.covariance), position)
             settings = {
                 name: jnp.asarray((fixed or {}).get(name, value), x.dtype)
                 for name, value in dynamics.settings.items()
             }
             params = {
                 "inverse_mass_matrix": mode.covariance,
-                "control": control,
+                "control": control if gradient == "control_variate" else (),
                 "shares": shares,
                 "gradient_noise": noise,
                 "curvature": mode.curvature,
@@ -204,8 +145,10 @@ def warmup_builder(
                 )
                 params |= chosen
             # chains start apart, where the density allows it
-            start = draw(start_key)
-            g, count = estimate(rows_key, (start, mode.centre), count, shares)
+            start = around.places[-1]
+            g, count = control_variate(
+                minibatch, draw_rows(rows_key, shares), start, control, count
+            )
             start = jnp.where(is_finite(start, g), start, mode.centre)
             return AdaptationState(params, unravel(start), num_grad_evals=count)
 
@@ -258,34 +201,3 @@ def _by_stein(
     noise = params["gradient_noise"] / num_batches
     chosen = {"step_size": step_size, "num_batches": num_batches}
     return chosen | {"gradient_noise": noise}, count
-
-
-def _importance(minibatch, pairs, relative: bool, whiten, count, due):
-    """Root mean square of each row's whitened gradient, or of how it differs from that
-    at a centre, over pairs of x and centre, `(k, d)` each; shape `(N,)`, zeros where
-    it is not `due`."""
-    num_data = minibatch.num_data
-    num_pairs, dim = pairs[0].shape
-    size = max(1, min(num_data, BLOCK_SIZE, MAX_NUMBERS // dim))
-    num_blocks = -(-num_data // size)
-
-    def block(i, squares):
-        # the last block begins early enough to be whole
-        start = jnp.minimum(i * size, num_data - size)
-        indices = start + jnp.arange(size)
-
-        def add(total, pair):
-            _, g = row_gradients(minibatch, pair[0], indices)
-            if relative:
-                g = g - row_gradients(minibatch, pair[1], indices)[1]
-            return total + jnp.sum(jax.vmap(whiten)(g) ** 2, axis=1), None
-
-        total, _ = jax.lax.scan(add, jnp.zeros(size, squares.dtype), pairs)
-        return jax.lax.dynamic_update_slice(squares, total, (start,))
-
-    num_blocks = jnp.where(due, num_blocks, 0)
-    squares = jnp.zeros(num_data, pairs[0].dtype)
-    squares = jax.lax.fori_loop(0, num_blocks, block, squares)
-    evaluated = num_blocks * size / num_data
-    count = count + num_pairs * (1 + relative) * evaluated
-    return jnp.sqrt(squares), count

@@ -25,8 +25,6 @@ from nutfree.target import Minibatch
 
 #: Rows that a pass over all of the data holds in memory at once.
 BLOCK_SIZE = 8192
-#: Positions at which the noise of a gradient is measured.
-NOISE_DRAWS = 64
 
 
 class Control(NamedTuple):
@@ -183,36 +181,41 @@ def full_logdensity(minibatch: Minibatch, reference: jax.Array) -> Callable:
 def whitened_noise(
     rng_key: jax.Array,
     estimate: Callable,
-    draw: Callable,
+    positions: Any,
     whiten: Callable,
     count: jax.Array,
-    num_draws: int | jax.Array = NOISE_DRAWS,
-) -> tuple[jax.Array, jax.Array]:
+    due: jax.Array | bool = True,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Variance of a gradient estimate over its batches, averaged over positions.
 
     Args:
-        estimate: `(rng_key, x, count) -> (gradient, count)`.
-        draw: `rng_key -> x`, roughly from the posterior.
+        estimate: `(rng_key, position, count) -> (gradient, count)`.
+        positions: a pytree with a leading axis, roughly from the posterior.
         whiten: a gradient in the coordinates in which the posterior's sd is one.
         count: gradients spent so far.
-        num_draws: positions, which may be none.
+        due: where False, nothing is evaluated, and the results are zero.
 
     Returns:
-        The variance V of each coordinate, shape `(d,)`, and the count.
+        The variance V of each coordinate, shape `(d,)`; the mean square of the whole
+        gradient, which is d where a Gaussian of these coordinates is the posterior,
+        without what the noise adds; and the count.
     """
+    num_positions = len(jax.tree.leaves(positions)[0])
 
     def one(i, carry):
-        total, count = carry
-        draw_key, *keys = jax.random.split(jax.random.fold_in(rng_key, i), 3)
-        x = draw(draw_key)
+        noise, size, count = carry
+        keys = jax.random.split(jax.random.fold_in(rng_key, i))
+        x = jax.tree.map(lambda leaf: leaf[i], positions)
         first, count = estimate(keys[0], x, count)
         second, count = estimate(keys[1], x, count)
-        return total + 0.5 * whiten(first - second) ** 2, count
+        first, second = whiten(first), whiten(second)
+        return noise + 0.5 * (first - second) ** 2, size + first @ second, count
 
-    shape = jax.eval_shape(lambda: one(0, (0.0, count))[0])
-    zeros = jnp.zeros(shape.shape, shape.dtype)
-    total, count = jax.lax.fori_loop(0, num_draws, one, (zeros, count))
-    return total / jnp.maximum(num_draws, 1), count
+    shapes = jax.eval_shape(lambda: one(0, (0.0, 0.0, count))[:2])
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    rounds = jnp.where(due, num_positions, 0)
+    noise, size, count = jax.lax.fori_loop(0, rounds, one, (*zeros, count))
+    return noise / num_positions, size / num_positions, count
 
 
 def predicted_inflation(step_size, noise, curvature) -> jax.Array:

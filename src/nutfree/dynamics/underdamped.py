@@ -23,25 +23,27 @@ def draw_momentum(rng_key, u) -> jax.Array:
 
 
 def stationary_variance(recursion) -> jax.Array:
-    """Of the position, the first of two coordinates; infinite where there is none."""
-    A, Q = recursion
-    (a, b), (c, d) = A
-    determinant, trace = a * d - b * c, a + d
+    """Of the position, the first of two coordinates; infinite where there is none.
+
+    The `recursion` is 1 - A, whose digits are kept where the step is small, and Q.
+    """
+    less, Q = recursion
+    (p, q), (r, s) = less
+    both, cross = p + s - p * s, q * r
+    trace, determinant = 2 - p - s, 1 - both - cross
     stable = (jnp.abs(determinant) < 1) & (jnp.abs(trace) < 1 + determinant)
-    # Cramer's rule, for S_11, S_12 and S_22. The 1 + determinant - trace of its divisor
-    # is written so as to keep its digits where the step is small
-    m22, m23, m32, m33 = 1 - a * d - b * c, -b * d, -2 * c * d, 1 - d**2
+    # Cramer's rule, for S_11, S_12 and S_22
+    m22, m23, m32, m33 = both - cross, q * (1 - s), 2 * r * (1 - s), s * (2 - s)
     S = Q[0, 0] * (m22 * m33 - m23 * m32)
-    S += 2 * a * b * (Q[0, 1] * m33 - m23 * Q[1, 1])
-    S -= b**2 * (Q[0, 1] * m32 - m22 * Q[1, 1])
-    divisor = (1 - determinant) * (1 + determinant + trace)
-    divisor *= (1 - a) * (1 - d) - b * c
+    S -= 2 * (1 - p) * q * (Q[0, 1] * m33 - m23 * Q[1, 1])
+    S -= q**2 * (Q[0, 1] * m32 - m22 * Q[1, 1])
+    divisor = (both + cross) * (1 + determinant + trace) * (p * s - cross)
     return jnp.where(stable, S / jnp.where(stable, divisor, 1), jnp.inf)
 
 
 def underdamped_inflation(recursion: Callable) -> Callable:
     """`Dynamics.inflation` out of `recursion(step_size, noise, precision, **settings)`,
-    which returns `(A, Q)` for the pair of position and momentum."""
+    which returns `(1 - A, Q)` for the pair of position and momentum."""
 
     def inflation(step_size, noise, curvature, num_steps, **settings) -> jax.Array:
         del num_steps

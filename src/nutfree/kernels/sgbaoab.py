@@ -54,11 +54,11 @@ def recursion(step_size, noise, precision, *, friction):
     # how a kick, and how the fresh noise, moves position and momentum
     kick = jnp.array([0.5 * h * (1 + kept), kept])
     fresh = jnp.array([0.5 * h, jnp.ones_like(h)])
-    A = jnp.array([[1.0, kick[0]], [0.0, kept]])
-    A = A.at[:, 0].add(-h * precision * kick)
+    less = jnp.array([[0.0, -kick[0]], [0.0, -jnp.expm1(-friction * h)]])
+    less = less.at[:, 0].add(h * precision * kick)
     Q = h**2 * noise * jnp.outer(kick, kick)
     Q -= jnp.expm1(-2 * friction * h) * jnp.outer(fresh, fresh)
-    return A, Q
+    return less, Q
 
 
 inflation = underdamped_inflation(recursion)

@@ -49,10 +49,10 @@ def move(rng_key, momentum, gradient, step_size, time, *, friction):
 
 
 def recursion(step_size, noise, precision, *, friction):
-    h, kept = step_size, 1 - friction * step_size
-    A = jnp.array([[1 - h**2 * precision, h * kept], [-h * precision, kept]])
+    h, lost = step_size, friction * step_size
+    less = jnp.array([[h**2 * precision, h * (lost - 1)], [h * precision, lost]])
     towards = jnp.array([h, jnp.ones_like(h)])
-    return A, (2 * friction * h + h**2 * noise) * jnp.outer(towards, towards)
+    return less, (2 * friction * h + h**2 * noise) * jnp.outer(towards, towards)
 
 
 inflation = underdamped_inflation(recursion)

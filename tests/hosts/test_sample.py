@@ -45,6 +45,59 @@ def test_draws_are_those_of_numpyros_mcmc(name, method):
         np.testing.assert_allclose(samples[1][site], samples[0][site], atol=1e-5)
 
 
+def sampled(**settings):
+    """Draws of y, by an independent kernel, `(chains, draws)`."""
+    settings = {"num_warmup": 8, "num_samples": 12, "num_chains": 4} | settings
+    name = settings.pop("name", "multalmc")
+    kernel = nf.kernel(name, potential_fn=lambda x: 0.5 * x**2, num_starts=8)
+    with jax.enable_x64(True):
+        tree = nf.sample(
+            kernel, init_params=np.zeros(4), progress_bar=False, **settings
+        )
+    return tree["posterior"]["x"].values, tree
+
+
+def test_parallel_chains_are_spread_over_the_devices_evenly():
+    assert jax.local_device_count() == 2
+    draws, _ = sampled(chain_method="parallel")
+    alone, _ = sampled(chain_method="vectorized")
+    np.testing.assert_allclose(draws, alone, rtol=1e-8)
+
+
+def test_draws_are_made_side_by_side_and_kept_in_order(tmp_path):
+    draws, tree = sampled(draws_at_once=3)
+    assert draws.shape == (4, 12)
+    # each with random numbers of its own
+    assert len(np.unique(draws)) == draws.size
+    # and each counted once, after a warm-up that is that of the four chains
+    _, alone = sampled()
+    stats, others = tree["sample_stats"], alone["sample_stats"]
+    assert stats["num_grad_evals"].shape == (4, 12)
+    assert stats.attrs["num_grad_evals"] == others.attrs["num_grad_evals"]
+    shapes = [{k: np.shape(v) for k, v in s.attrs.items()} for s in (stats, others)]
+    assert shapes[0] == shapes[1]
+    # a run that goes on makes the same ones, also over two devices
+    folder = tmp_path / "run"
+    settings = {"draws_at_once": 3, "checkpoint": folder, "chain_method": "parallel"}
+    sampled(num_samples=6, **settings)
+    longer, _ = sampled(**settings)
+    np.testing.assert_allclose(longer, draws, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        ({"draws_at_once": 5}, "ask for 15"),
+        ({"draws_at_once": 0}, "at least 1"),
+        ({"draws_at_once": 3, "name": "multiscale"}, "num_chains"),
+        ({"draws_at_once": 3, "chain_method": "sequential"}, "one draw at a time"),
+    ],
+)
+def test_draws_at_once_that_cannot_be_are_refused(settings, hint):
+    with pytest.raises(nf.InvalidOption, match=hint):
+        sampled(**settings)
+
+
 @pytest.mark.slow
 def test_one_program_makes_the_whole_run(monkeypatch):
     traced = []

@@ -25,6 +25,7 @@ def check_settings(
     seed: Any,
     thinning: Any = 1,
     chain_method: Any = None,
+    draws_at_once: Any = 1,
 ) -> None:
     """Refuse numbers of transitions, draws and chains that make no run.
 
@@ -36,6 +37,7 @@ def check_settings(
         "num_samples": (num_samples, 1),
         "num_chains": (num_chains, 1),
         "thinning": (thinning, 1),
+        "draws_at_once": (draws_at_once, 1),
     }
     for name, (value, bound) in least.items():
         if not _is_whole(value) or value < bound:

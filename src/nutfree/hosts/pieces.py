@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from numpyro.infer import MCMC
 from numpyro.util import nested_attrgetter
 from tqdm.auto import tqdm
@@ -28,6 +29,7 @@ from nutfree.frontends.programs import jitted
 from nutfree.hosts.checkpoint import Checkpoint, fingerprint, versions
 from nutfree.hosts.checks import check_fields
 from nutfree.hosts.numpyro import NutfreeKernel
+from nutfree.hosts.state import like_key, typed_key
 
 #: What is collected besides the default fields where the kernel's state has it.
 _FIELDS = (
@@ -37,14 +39,20 @@ _FIELDS = (
     "num_steps",
     "adapt_state.step_size",
 )
+#: Fields of a `NutfreeState` that count over a whole run.
+_TOTALS = ("total_grad_evals", "total_density_evals")
 _PIECES = 20
 
 
 class PiecewiseMCMC(MCMC):
     """NumPyro's `MCMC`, run in pieces of which a finished one is never lost.
 
+    "parallel" chains of nutfree's kernels are spread over the devices there are,
+    vectorized on each, so there may be more of them than devices.
+
     Attributes:
         checkpoint: the folder to keep the run in, or None.
+        draws_at_once: how many independent draws a chain makes side by side.
         feeds: how many times the data in memory have been changed for others.
         interrupted: whether Ctrl-C ended the last run before its last draw.
         seconds: its wall time, compilation included.
@@ -52,12 +60,21 @@ class PiecewiseMCMC(MCMC):
     """
 
     checkpoint: str | os.PathLike | None = None
+    draws_at_once: int = 1
     interrupted: bool = False
     feeds: int = 0
     seconds: float = math.nan
     warmup_grad_evals: float = math.nan
     #: What a subclass has to say about its run.
     extra_attrs: Mapping[str, Any] = MappingProxyType({})
+
+    def __init__(self, sampler, *, chain_method: str, **settings):
+        spread = chain_method == "parallel" and isinstance(sampler, NutfreeKernel)
+        # NumPyro's own wants a device for each of them
+        method = "vectorized" if spread else chain_method
+        super().__init__(sampler, chain_method=method, **settings)
+        self.chain_method = chain_method
+        self._batched = method == "vectorized"
 
     def run(self, rng_key, *args, extra_fields=(), init_params=None, **kwargs) -> None:
         """As `MCMC.run`; an interrupt ends it with the draws made so far."""
@@ -67,7 +84,8 @@ class PiecewiseMCMC(MCMC):
         done = _Progress()
         keeper, state = self._resume_or_begin(rng_key, init_params, extra_fields)
         num_draws = self.num_samples // self.thinning
-        size = math.ceil(max(self.num_warmup, num_draws, 1) / _PIECES)
+        lanes = self.draws_at_once
+        size = math.ceil(max(self.num_warmup, num_draws // lanes, 1) / _PIECES)
         piece = self._piece(state, size, extra_fields)
         draws = []
         if keeper is not None and keeper.progress is not None:
@@ -107,15 +125,16 @@ class PiecewiseMCMC(MCMC):
                 self._warmup_state = state
                 done.warmup_grad_evals = _gradients(state, done.warmup_steps)
                 self.warmup_grad_evals = done.warmup_grad_evals
+                state = self._side_by_side(state)
                 # as in `MCMC.run`, what thinning leaves over goes first
                 state, _ = piece(state, self.num_samples % self.thinning, 1)
-            for n in _cut(num_draws - done.draws, size):
+            for n in _cut((num_draws - done.draws) // lanes, size):
                 state, made = piece(state, n, self.thinning)
-                made = jax.tree.map(lambda x, n=n: x[:, :n], jax.device_get(made))
+                made = jax.tree.map(partial(self._of_chains, n=n), jax.device_get(made))
                 draws.append(made)
-                done.draws += n
+                done.draws += n * lanes
                 keep(state, made)
-                bar.update(n * self.thinning)
+                bar.update(n * lanes * self.thinning)
         except KeyboardInterrupt:
             if not draws:
                 raise
@@ -131,7 +150,7 @@ class PiecewiseMCMC(MCMC):
             bar.close()
         self._states = jax.tree.map(lambda *d: np.concatenate(d, axis=1), *draws)
         self._states_flat = None
-        self._last_state = state
+        self._last_state = self._in_one(state)
         self.seconds = before + time.perf_counter() - begin
 
     def _resume_or_begin(self, rng_key, init_params, extra_fields):
@@ -147,13 +166,15 @@ class PiecewiseMCMC(MCMC):
             self.checkpoint, self._described(rng_key, like, extra_fields, init_params)
         )
         if keeper.progress is not None:
+            if keeper.progress["done"]["draws"]:
+                like = jax.eval_shape(self._side_by_side, like)
             return keeper, keeper.state(like)
         return keeper, self._begin(rng_key, init_params) if state is None else state
 
     def _described(self, rng_key, state, extra_fields, init_params) -> dict[str, Any]:
         """What must be the same where a run goes on."""
         kernel, args, kwargs = self.sampler, self._args, self._kwargs
-        if self.chain_method != "vectorized":
+        if not self._batched:
             state = jax.eval_shape(partial(jax.tree.map, lambda x: x[0]), state)
         spec = getattr(kernel, "spec", None)
         return {
@@ -165,6 +186,7 @@ class PiecewiseMCMC(MCMC):
             "thinning": self.thinning,
             "rest of num_samples by thinning": self.num_samples % self.thinning,
             "chain_method": self.chain_method,
+            "draws_at_once": self.draws_at_once,
             "random key": np.asarray(jax.random.key_data(rng_key)).tolist(),
             "extra_fields": list(extra_fields),
             "sample_field": kernel.sample_field,
@@ -188,7 +210,7 @@ class PiecewiseMCMC(MCMC):
             model_args=self._args,
             model_kwargs=self._kwargs,
         )
-        if self.chain_method == "vectorized":
+        if self._batched:
             return init(keys, init_params=init_params)
         states = [
             init(keys[c], init_params=jax.tree.map(lambda x, c=c: x[c], init_params))
@@ -198,6 +220,37 @@ class PiecewiseMCMC(MCMC):
             states = states * chains
             return jax.eval_shape(_stacked, *states)
         return _stacked(*states)
+
+    def _side_by_side(self, state):
+        """Every chain `draws_at_once` times, each with random numbers of its own."""
+        lanes = self.draws_at_once
+        if lanes == 1:
+            return state
+        keys = jax.vmap(lambda key: jax.random.split(key, lanes))(
+            typed_key(state.rng_key)
+        ).reshape(-1)
+        whole = jax.tree.map(lambda x: jnp.repeat(x, lanes, axis=0), state)
+        first = jnp.arange(len(keys)) % lanes == 0
+        counts = {name: jnp.where(first, getattr(whole, name), 0) for name in _TOTALS}
+        return whole._replace(rng_key=like_key(keys, state.rng_key), **counts)
+
+    def _in_one(self, state):
+        """The states of the chains, from those of draws made side by side."""
+        lanes = self.draws_at_once
+        if lanes == 1:
+            return state
+        counts = {
+            name: getattr(state, name).reshape(-1, lanes).sum(1) for name in _TOTALS
+        }
+        return jax.tree.map(lambda x: x[::lanes], state)._replace(**counts)
+
+    def _of_chains(self, made: np.ndarray, n: int) -> np.ndarray:
+        """The first n draws of those made side by side, each chain's in one row."""
+        made = made[:, :n]
+        if self.draws_at_once == 1:
+            return made
+        made = made.reshape(self.num_chains, self.draws_at_once, *made.shape[1:])
+        return made.swapaxes(1, 2).reshape(self.num_chains, -1, *made.shape[3:])
 
     def _piece(self, state, size: int, extra_fields):
         """`piece(state, n, thinning)`: the state after n draws, and the draws.
@@ -210,6 +263,15 @@ class PiecewiseMCMC(MCMC):
         """Shapes of what `piece` draws."""
         return jax.eval_shape(piece, state, 1, 1)[1]
 
+    def _devices(self) -> list:
+        """As many as share the chains evenly."""
+        if self.chain_method != "parallel":
+            return jax.local_devices()[:1]
+        count = jax.local_device_count()
+        while self.num_chains % count:
+            count -= 1
+        return jax.local_devices()[:count]
+
     def _data(self, *feed) -> tuple[tuple, dict]:
         """The model's arguments, from what a program is fed besides."""
         return self._args, self._kwargs
@@ -217,7 +279,7 @@ class PiecewiseMCMC(MCMC):
     def _program(self, state, size: int, extra_fields):
         """`program(state, n, thinning, *feed)`, compiled."""
         kernel = self.sampler
-        vectorized = self.chain_method == "vectorized"
+        vectorized = self._batched
         check_fields(state, extra_fields, _has)
         wanted = (*kernel.default_fields, *_FIELDS, *extra_fields)
         fields = tuple(dict.fromkeys(f for f in wanted if _has(state, f)))
@@ -253,7 +315,19 @@ class PiecewiseMCMC(MCMC):
                 state, made = run(state, n, thinning, *feed)
                 return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), made)
 
-            return jitted(chains)
+            devices = self._devices()
+            if len(devices) == 1:
+                return jitted(chains)
+            along = PartitionSpec("chains")
+            return jitted(
+                jax.shard_map(
+                    chains,
+                    mesh=jax.sharding.Mesh(devices, ("chains",)),
+                    in_specs=(along, PartitionSpec(), PartitionSpec()),
+                    out_specs=along,
+                    check_vma=False,
+                )
+            )
         if self.chain_method == "parallel":
             return jax.pmap(run, in_axes=(0, None, None))
 

@@ -28,6 +28,35 @@ def _chain_method(kernel: MCMCKernel, num_chains: int) -> str:
     return "parallel" if 1 < num_chains <= jax.local_device_count() else "sequential"
 
 
+def _check_at_once(
+    kernel: MCMCKernel, draws_at_once: int, num_draws: int, chain_method: str | None
+) -> None:
+    """Refuse draws side by side that are none of this kernel's or this run's.
+
+    Raises:
+        InvalidOption: with what to write instead.
+    """
+    if draws_at_once == 1:
+        return
+    if not isinstance(kernel, NutfreeKernel) or kernel.spec.draws != "independent":
+        name = getattr(getattr(kernel, "spec", None), "name", type(kernel).__name__)
+        raise InvalidOption(
+            f"draws_at_once={draws_at_once}, but a draw of '{name}' depends on the one "
+            "before. Leave it out, and ask for more chains with num_chains."
+        )
+    if num_draws % draws_at_once:
+        fits = -(-num_draws // draws_at_once) * draws_at_once
+        raise InvalidOption(
+            f"{num_draws} draws of each chain cannot be made {draws_at_once} at once; "
+            f"ask for {fits}."
+        )
+    if chain_method == "sequential":
+        raise InvalidOption(
+            "chain_method='sequential' makes one draw at a time; leave it or "
+            "draws_at_once out."
+        )
+
+
 def sample(
     kernel: MCMCKernel,
     *args: Any,
@@ -41,6 +70,7 @@ def sample(
     extra_fields: tuple[str, ...] = (),
     progress_bar: bool = True,
     checkpoint: str | os.PathLike | None = None,
+    draws_at_once: int = 1,
     **kwargs: Any,
 ) -> xarray.DataTree:
     """Run a kernel on its model and return the draws with their diagnostics.
@@ -51,7 +81,7 @@ def sample(
         num_warmup, num_samples, num_chains, thinning: as for NumPyro's `MCMC`.
         seed: of the random numbers.
         chain_method: "vectorized", "sequential" or "parallel"; by default what suits
-            the kernel.
+            the kernel. Parallel chains are spread over the devices there are.
         init_params: where to start on the sampling space, with a leading axis of
             chains if there are several.
         extra_fields: further fields of the kernel's state to collect.
@@ -60,6 +90,9 @@ def sample(
             an interrupt or a crash, to the draws of a run that was never interrupted;
             one with a larger `num_samples` prolongs it. What is in the folder so far
             is read by `nutfree.read_checkpoint`.
+        draws_at_once: how many draws each chain makes side by side after warm-up, for
+            a kernel whose draws are independent (`nutfree.kernels()`), on a device
+            that is faster with more to do at once.
 
     Returns:
         An `xarray.DataTree` as `nutfree.to_arviz` makes it. Ctrl-C ends the run with
@@ -92,7 +125,9 @@ def sample(
         seed=seed,
         thinning=thinning,
         chain_method=chain_method,
+        draws_at_once=draws_at_once,
     )
+    _check_at_once(kernel, draws_at_once, num_samples // thinning, chain_method)
     if init_params is not None and num_chains > 1:
         check_init_params(init_params, None, num_chains)
     args, kwargs = loaded(args, kwargs)
@@ -109,6 +144,7 @@ def sample(
         progress_bar=progress_bar,
     )
     mcmc.checkpoint = checkpoint
+    mcmc.draws_at_once = draws_at_once
     try:
         mcmc.run(
             jax.random.key(seed),

@@ -93,3 +93,38 @@ def test_same_point_everywhere_is_no_division_by_zero():
     found = pilot(ring, jnp.zeros(2), prior=prior, num_starts=4)
     assert np.isfinite(found.scale).all()
     assert (found.scale > 0).all()
+
+
+def test_a_kink_has_the_width_of_the_density():
+    scales = jnp.array([0.1, 1.0, 30.0])
+
+    def laplace(x):
+        return -jnp.sum(jnp.abs(x) / scales)
+
+    found = pilot(laplace, jnp.ones(3), num_starts=64, num_steps=200)
+    # no curvature there; log pi falls by one at the scale itself, and halving from afar
+    # finds a width between half of that and all; ends beside the kink are wider
+    assert (found.scale > 0.5 * scales).all()
+    assert (found.scale < 2.5 * scales).all()
+
+
+def test_starts_in_a_steep_wall_leave_the_scale_finite():
+    # log of a gamma variable; from a start at 100 the curvature is 1e43
+    found = pilot(lambda x: jnp.sum(2 * x - jnp.exp(x)), jnp.zeros(2), num_starts=256)
+    np.testing.assert_allclose(found.center, np.log(2), atol=1e-3)
+    np.testing.assert_allclose(found.scale, 2**-0.5, rtol=0.01)
+
+
+def test_a_direction_without_density_of_its_own_stays_wide():
+    found = pilot(lambda x: -0.5 * x[0] ** 2, jnp.ones(2), num_starts=64)
+    np.testing.assert_allclose(found.scale[0], 1.0, rtol=0.1)
+    assert found.scale[1] > 10.0
+
+
+def test_where_the_curvature_is_of_use_no_width_is_looked_for():
+    def evaluations(logdensity):
+        return pilot(logdensity, jnp.ones(3), num_starts=10).num_grad_evals
+
+    # ten descents of 60, and twice three products with the curvature at each end
+    assert evaluations(lambda x: -0.5 * jnp.sum(x**2)) == 10 * (60 + 6)
+    assert evaluations(lambda x: -jnp.sum(jnp.abs(x))) > 10 * (60 + 6)

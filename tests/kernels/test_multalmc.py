@@ -105,6 +105,38 @@ def test_warmup_tunes_the_acceptance_rate_and_keeps_what_the_user_fixed():
     assert params["step_size"] == 0.2
 
 
+@pytest.mark.slow
+def test_as_many_last_steps_are_made_as_it_takes():
+    def chosen(logdensity, accuracy):
+        target = Target(lambda x: jnp.sum(logdensity(x)), jnp.zeros(2))
+        states, info, params = sample(
+            target, num_warmup=300, num_samples=1000, accuracy=accuracy
+        )
+        steps = int(params["num_steps"])
+        assert (info.num_grad_evals == 16 * 4 + 1 + steps + 12).all()
+        return steps, np.asarray(states.position)
+
+    # where the pilot's Gaussian is the posterior, a path ends in it
+    steps, x = chosen(lambda x: -0.5 * x**2, 0.1)
+    assert steps <= 48
+    # one standard error is 0.022 and 0.016
+    assert abs(x.mean()) < 0.1
+    assert abs(x.std() - 1) < 0.07
+    # heavy tails take longer, and any density the longer the less of an error may stay
+    assert chosen(lambda x: -3 * jnp.log1p(x**2 / 5), 0.1)[0] > steps
+    assert chosen(lambda x: -0.5 * x**2, 0.02)[0] > steps
+
+
+@pytest.mark.slow
+def test_a_kink_is_no_obstacle():
+    target = Target(lambda x: -jnp.sum(jnp.abs(x)), jnp.ones(5))
+    states, _, _ = sample(target, num_warmup=100, num_samples=1000)
+    x = np.asarray(states.position)
+    # the mean size is 1, one standard error 0.014 over all coordinates
+    assert abs(np.abs(x).mean() - 1) < 0.07
+    assert (abs(x.mean(0)) < 4.5 * 2**0.5 / 1000**0.5).all()
+
+
 def test_cost_is_what_the_counts_say():
     target = Target(ring, position={"x": jnp.zeros(2)})
     options = {"num_levels": 5, "num_fast_steps": 3, "num_steps": 7, "num_jumps": 2}

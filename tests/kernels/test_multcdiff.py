@@ -102,8 +102,8 @@ def test_memory_does_not_grow_with_the_path(name):
         compiled = run.lower(jax.random.key(0), state, adapt.params).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    few = memory(num_levels=4, num_fast_steps=2, num_steps=4)
-    many = memory(num_levels=400, num_fast_steps=50, num_steps=800)
+    few = memory(num_levels=4, num_fast_steps=2)
+    many = memory(num_levels=400, num_fast_steps=50)
     # the levels themselves, and what they are made of
     assert many - few < 400 * 4 * 20
     # a few vectors of the size of the 64 modes, and of the position

@@ -20,6 +20,9 @@ MAX_DENSE = 64
 #: Products with random signs that estimate the diagonal of the curvature above it.
 NUM_PROBES = 16
 MEMORY = 8
+#: A width from the curvature that is larger than the first, in units of the
+#: coordinates, says nothing of a mode; none is looked for that is below the second.
+WIDEST, NARROWEST = 10.0, 1e-4
 
 
 class Pilot(NamedTuple):
@@ -95,6 +98,9 @@ def run_pilot(
     curvature, products = jax.vmap(lambda u, key: _curvature(scaled, u, key))(
         ends, probe_keys
     )
+    curvature, probes = jax.vmap(lambda u, value, h: _probed(scaled, u, value, h))(
+        ends, values, curvature
+    )
     width, axes = jax.vmap(_principal)(curvature)
     log_mass = values + jnp.sum(jnp.log(width), axis=-1)
     weight = _weights(ends, width, axes, log_mass)
@@ -114,7 +120,7 @@ def run_pilot(
         jnp.exp(weight[best] @ jnp.log(conditional) / jnp.sum(weight[best])),
         modes,
         origin + unit * ends[best[0]],
-        first_counts + jnp.sum(counts) + jnp.sum(products),
+        first_counts + jnp.sum(counts) + jnp.sum(products) + jnp.sum(probes),
     )
 
 
@@ -260,18 +266,46 @@ def _curvature(logdensity, u, rng_key) -> tuple[jax.Array, jax.Array]:
     return jnp.mean(signs * products, axis=0), count
 
 
+def _probed(logdensity, u, value, curvature) -> tuple[jax.Array, jax.Array]:
+    """The curvature and, where it says nothing of a width, as at the kink of a Laplace
+    density, that of a Gaussian as wide as where the log density has fallen by one.
+
+    Returns:
+        `(curvature, evaluations)`.
+    """
+    widest, axes = _principal(curvature)
+
+    def fall(i, width):
+        axis = axes[:, i] if axes.size else jnp.zeros_like(u).at[i].set(1.0)
+        ends = jnp.stack([u - width * axis, u + width * axis])
+        return value - jnp.mean(jax.vmap(logdensity)(ends))
+
+    def halve(carry):
+        width, pending, count = carry
+        falls = jax.lax.map(lambda pair: fall(*pair), (jnp.arange(u.size), width))
+        pending = pending & ~(falls <= 1.0) & (width > NARROWEST)
+        return jnp.where(pending, 0.5 * width, width), pending, count + 2 * u.size
+
+    flat = (widest > 0.99 * WIDEST) & jnp.isfinite(value)
+    start = (widest, flat, jnp.asarray(0))
+    width, _, count = jax.lax.while_loop(lambda c: jnp.any(c[1]), halve, start)
+    found = (axes * width**-2) @ axes.T if axes.size else width**-2
+    return jnp.where(jnp.any(width < widest), found, curvature), count
+
+
 def _principal(curvature) -> tuple[jax.Array, jax.Array]:
     """Widths and axes; where the density curves upwards, as if it curved down."""
 
     def width(c):
-        # wider than ten units of the coordinates says nothing of a mode
-        return jnp.maximum(jnp.abs(c), 0.01) ** -0.5
+        return jnp.maximum(jnp.abs(c), WIDEST**-2) ** -0.5
 
     curvature = jnp.nan_to_num(curvature)
     if curvature.ndim == 1:
         return width(curvature), jnp.zeros((0, 0), curvature.dtype)
-    eigenvalues, axes = jnp.linalg.eigh(curvature)
-    return width(eigenvalues), axes
+    # whose squares overflow where a start lies far out
+    size = jnp.maximum(jnp.max(jnp.abs(curvature)), 1.0)
+    eigenvalues, axes = jnp.linalg.eigh(curvature / size)
+    return width(size * eigenvalues), axes
 
 
 def _weights(ends, width, axes, log_mass) -> jax.Array:

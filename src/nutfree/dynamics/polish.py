@@ -35,6 +35,8 @@ from nutfree.dynamics.modes import (
     out_of_axes,
 )
 
+#: The moves are halved so often for what `Polished.log_densities` tells.
+NUM_PARTS = 5
 #: What the step size is multiplied by, in turn; it depends on nothing but the turn.
 TURNS = (1.0, 1.0, 1.0, 1 / 16, 1.0, 1.0, 1.0, 1 / 256)
 
@@ -51,12 +53,15 @@ class Polished(NamedTuple):
     """The last point, mean acceptance probabilities, and evaluations so far.
 
     Shortened Langevin steps do not count for the rate. The rate of a kind of move
-    that was never made is NaN.
+    that was never made is NaN. The log densities, `(NUM_PARTS,)`, are means over the
+    second half of the moves, the second half of what was before, and so on; NaN where
+    there were none.
     """
 
     point: Point
     acceptance_rate: jax.Array
     jump_rate: jax.Array
+    log_densities: jax.Array
     spent: jax.Array
 
 
@@ -77,7 +82,7 @@ def polish(
     modes: Modes,
     *,
     step_size: float | jax.Array,
-    num_steps: int,
+    num_steps: int | jax.Array,
     num_jumps: int,
     count: jax.Array | int = 0,
 ) -> Polished:
@@ -96,7 +101,7 @@ def polish(
     turns = jnp.asarray(TURNS, point.u.dtype)
 
     def move(i, carry):
-        point, shares, heavy, rates, made, count = carry
+        point, shares, heavy, rates, made, parts, count = carry
         noise_key, from_key, to_key, fresh_key, accept_key = jax.random.split(
             jax.random.fold_in(rng_key, i), 5
         )
@@ -143,17 +148,24 @@ def polish(
         )
         kind = jnp.stack([~jumps & (turn == 1), jumps])
         rates, made = rates + jnp.where(kind, rate, 0), made + kind
-        return point, shares, heavy, rates, made, count
+        # which half of a half ...: as often as i + 1 goes into the number of moves
+        goes = num_moves // (i + 1)
+        part = jnp.sum(goes >= 2 ** jnp.arange(1, NUM_PARTS))
+        parts = parts.at[:, part].add(jnp.stack([jnp.ones_like(rate), point.value]))
+        return point, shares, heavy, rates, made, parts, count
 
     none = jnp.zeros(2, point.value.dtype)
     place = in_widths(modes, point.u)
     shares = log_shares_at(modes, place)
     heavy = heavy_log_density_at(modes, log_choice, place)
-    start = (point, shares, heavy, none, none, jnp.asarray(count))
-    point, _, _, rates, made, count = jax.lax.fori_loop(0, num_moves, move, start)
+    parts = jnp.zeros((2, NUM_PARTS), point.value.dtype)
+    start = (point, shares, heavy, none, none, parts, jnp.asarray(count))
+    end = jax.lax.fori_loop(0, num_moves, move, start)
+    point, _, _, rates, made, parts, count = end
     # a kind of move that was never made has no rate
     means = rates / made
-    return Polished(point, means[0], means[1], jnp.asarray(count))
+    log_densities = parts[1] / parts[0]
+    return Polished(point, means[0], means[1], log_densities, jnp.asarray(count))
 
 
 def _langevin(point: Point, mode: Mode, step_size, noise) -> jax.Array:

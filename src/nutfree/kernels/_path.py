@@ -39,6 +39,8 @@ RESTART_ABOVE = 0.1
 #: is stiff, a third.
 FAST_STEP_SIZE = 0.5
 SK_ROCK_SHARE = 2.0 / 3.0
+#: Of the Langevin steps at a path's end, before warm-up knows how many it takes.
+NUM_STEPS = 192
 #: A base narrower than this share of the posterior's sd is told to the user.
 NARROW = 0.5
 
@@ -55,11 +57,13 @@ class PathInfo(NamedTuple):
     """Mean acceptance probabilities of the last Langevin steps and of the jumps.
 
     A path that ended where the density is not finite is divergent; the draw is then
-    made by the Metropolis-adjusted moves alone, from the draw before.
+    made by the Metropolis-adjusted moves alone, from the draw before. The log densities
+    are those of `dynamics.polish.Polished`.
     """
 
     acceptance_rate: jax.Array
     jump_rate: jax.Array
+    log_densities: jax.Array
     is_divergent: jax.Array
     num_grad_evals: jax.Array
 
@@ -93,16 +97,17 @@ def init(position, logdensity_fn, rng_key=None) -> PathState:
     return PathState(position, *jax.value_and_grad(logdensity_fn)(position))
 
 
-def path_kernel(walk: Callable, *, num_steps: int, num_jumps: int) -> Callable:
+def path_kernel(walk: Callable, *, num_jumps: int, polished: bool = True) -> Callable:
     """Return `kernel(rng_key, state, logdensity_fn, **params)`.
 
-    The parameters are those of `annealed_warmup`: `step_size` of the last Langevin
-    steps, `base_scale` (sigma, in posterior sds), and the pilot's coordinates
+    The parameters are those of `annealed_warmup`: `step_size` and number of the last
+    Langevin steps, `base_scale` (sigma, in posterior sds), and the pilot's coordinates
     u = (x - `center`) / `scale`, `width` and `modes`.
 
     Args:
         walk: `walk(rng_key, setting) -> (u, count)`, the end of a path.
-        num_steps, num_jumps: of the moves that follow it.
+        num_jumps: of the moves that follow it.
+        polished: whether any do.
     """
 
     def kernel(
@@ -115,6 +120,7 @@ def path_kernel(walk: Callable, *, num_steps: int, num_jumps: int) -> Callable:
         scale,
         width,
         modes,
+        num_steps=NUM_STEPS,
     ) -> tuple[PathState, PathInfo]:
         x, logdensity, unravel = flatten(state.position, logdensity_fn)
         target = standardised(logdensity, center, scale)
@@ -131,23 +137,34 @@ def path_kernel(walk: Callable, *, num_steps: int, num_jumps: int) -> Callable:
             evaluate,
             modes,
             step_size=step_size,
-            num_steps=num_steps,
-            num_jumps=num_jumps,
+            num_steps=num_steps if polished else 0,
+            num_jumps=num_jumps if polished else 0,
             count=count,
         )
         point = end.point
         position = unravel(center + scale * point.u)
         new = PathState(position, point.value, unravel(point.grad / scale))
-        return new, PathInfo(end.acceptance_rate, end.jump_rate, lost, end.spent)
+        info = PathInfo(
+            end.acceptance_rate, end.jump_rate, end.log_densities, lost, end.spent
+        )
+        return new, info
 
     return kernel
 
 
 def warmup(
-    *, num_starts: int = 256, num_descent_steps: int = 100, num_modes: int = 64
+    *,
+    num_starts: int = 256,
+    num_descent_steps: int = 100,
+    num_modes: int = 64,
+    accuracy: float = 0.05,
 ) -> Warmup:
     return annealed_warmup(
-        num_starts=num_starts, num_descent_steps=num_descent_steps, num_modes=num_modes
+        num_starts=num_starts,
+        num_descent_steps=num_descent_steps,
+        num_modes=num_modes,
+        num_steps=NUM_STEPS,
+        accuracy=accuracy,
     )
 
 
@@ -155,13 +172,21 @@ def warmup(
 class PathOptions:
     """Options of the end of a path and of the warm-up."""
 
-    num_steps: int = option(192, "Metropolis-adjusted Langevin steps at its end", ge=1)
+    accuracy: float = option(
+        0.05,
+        "error of the mean log density, in its sds, that sets num_steps",
+        gt=0,
+        le=1,
+    )
     num_jumps: int = option(12, "Metropolis jumps between modes, among them", ge=0)
     num_starts: int = option(256, "starts of the pilot", ge=2)
     num_descent_steps: int = option(100, "gradients of each of its descents", ge=1)
     num_modes: int = option(64, "the most modes that it keeps", ge=1)
     step_size: float | None = option(
         None, "step of the last Langevin moves, in widths of a mode", gt=0, tuned=True
+    )
+    num_steps: int | None = option(
+        None, "Metropolis-adjusted Langevin steps at its end", ge=1, tuned=True
     )
     base_scale: float | None = option(
         None, "sigma of the base, in posterior standard deviations", gt=0, tuned=True

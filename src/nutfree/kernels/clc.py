@@ -51,7 +51,6 @@ def build_kernel(
     num_look_steps: int = 2,
     num_fast_steps: int = 2,
     num_tilted_steps: int = 16,
-    num_steps: int = 192,
     num_jumps: int = 12,
     final: str = "draw",
 ):
@@ -108,10 +107,7 @@ def build_kernel(
         return drawn.point.u, drawn.spent
 
     # the jump is where the paper ends
-    last = final != "jump"
-    return _path.path_kernel(
-        walk, num_steps=num_steps if last else 0, num_jumps=num_jumps if last else 0
-    )
+    return _path.path_kernel(walk, num_jumps=num_jumps, polished=final != "jump")
 
 
 @dataclass(frozen=True)

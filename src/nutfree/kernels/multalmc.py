@@ -51,7 +51,6 @@ def build_kernel(
     fast: str = "langevin",
     num_stages: int = 3,
     restart: str = "modes",
-    num_steps: int = 192,
     num_jumps: int = 12,
 ):
     """Return `kernel(rng_key, state, logdensity_fn, **params)`, a `path_kernel`."""
@@ -72,7 +71,7 @@ def build_kernel(
         num_stages=num_stages,
         degrees_of_freedom=degrees_of_freedom if heavy else None,
     )
-    return _path.path_kernel(walk, num_steps=num_steps, num_jumps=num_jumps)
+    return _path.path_kernel(walk, num_jumps=num_jumps)
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,8 @@ SPEC = KernelSpec(
     draws="independent",
     guarantee="biased",
     bias="each draw is a fresh path followed by finitely many exact moves: inside a "
-    "mode the bias falls with num_steps, and the kernel Stein discrepancy shows it; "
+    "mode the bias falls with accuracy, which sets num_steps; the kernel Stein "
+    "discrepancy shows it; "
     "the weights of known modes converge with num_jumps; a mode that the pilot's "
     "num_starts missed is hardly visited, and disagreement of mode weights between "
     "chains, each with a pilot of its own, shows it. The paper's algorithm alone, "

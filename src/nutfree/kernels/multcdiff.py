@@ -44,7 +44,6 @@ def build_kernel(
     fast: str = "langevin",
     num_stages: int = 3,
     restart: str = "modes",
-    num_steps: int = 192,
     num_jumps: int = 12,
 ):
     """Return `kernel(rng_key, state, logdensity_fn, **params)`, a `path_kernel`.
@@ -74,7 +73,7 @@ def build_kernel(
         num_stages=num_stages,
         degrees_of_freedom=degrees_of_freedom if heavy else None,
     )
-    return _path.path_kernel(walk, num_steps=num_steps, num_jumps=num_jumps)
+    return _path.path_kernel(walk, num_jumps=num_jumps)
 
 
 @dataclass(frozen=True)

@@ -141,11 +141,11 @@ SPEC = KernelSpec(
     draws="independent",
     guarantee="biased",
     bias="each draw is a fresh chain of looks followed by finitely many exact moves: "
-    "inside a mode the bias falls with num_steps, and the kernel Stein discrepancy "
-    "shows it; the weights of known modes converge with num_jumps; a mode that the "
-    "pilot's num_starts missed is hardly visited, and disagreement of mode weights "
-    "between chains, each with a pilot of its own, shows it; final='jump' shrinks the "
-    "law by about noise^2 / num_looks",
+    "inside a mode the bias falls with accuracy, which sets num_steps, and the kernel "
+    "Stein discrepancy shows it; the weights of known modes converge with num_jumps; a "
+    "mode that the pilot's num_starts missed is hardly visited, and disagreement of "
+    "mode weights between chains, each with a pilot of its own, shows it; final='jump' "
+    "shrinks the law by about noise^2 / num_looks",
     concerns=_path.concerns,
     findings=_path.findings,
     recommended=True,

@@ -95,7 +95,7 @@ SPEC = KernelSpec(
     draws="independent",
     guarantee="biased",
     exact_form="multiscale",
-    bias="as for multalmc: num_steps inside a mode, num_jumps for the weights of "
+    bias="as for multalmc: accuracy inside a mode, num_jumps for the weights of "
     "known modes, num_starts for finding them, with the kernel Stein discrepancy and "
     "disagreement between chains to show it. The paper's algorithm alone, which is "
     "the path, has an error that halves when num_levels doubles, once base_scale "

@@ -80,3 +80,21 @@ def test_a_start_that_is_not_finite_is_replaced():
     assert lost
     assert count == 4
     np.testing.assert_array_equal(point.u, otherwise.u)
+
+
+def test_log_densities_are_means_over_halves_of_halves_of_the_moves():
+    starts = exact_draws(5)
+
+    def after(num_steps):
+        # the first moves do not depend on how many there are; nor is it compiled in
+        options = {"num_steps": num_steps, "num_jumps": 0}
+        return run(starts, step_size=0.7, **options)
+
+    run_of = jax.jit(after)
+    values = np.stack([run_of(jnp.asarray(n)).point.value for n in range(1, 9)], axis=1)
+    parts = np.asarray(run_of(jnp.asarray(8)).log_densities)
+    np.testing.assert_allclose(parts[:, 0], values[:, 4:].mean(1), rtol=1e-5)
+    np.testing.assert_allclose(parts[:, 1], values[:, 2:4].mean(1), rtol=1e-5)
+    np.testing.assert_allclose(parts[:, 2], values[:, 1], rtol=1e-5)
+    np.testing.assert_allclose(parts[:, 3], values[:, 0], rtol=1e-5)
+    assert np.isnan(parts[:, 4]).all()

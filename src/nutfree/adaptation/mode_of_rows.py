@@ -1,10 +1,10 @@
 """The posterior mode over many rows, and the curvature there.
 
-Climbs on a subsample of the rows, from as many starts as it takes to end in the best
-mode three times, say where it is, and a few passes over all rows finish it: Newton's
-steps with the subsample's curvature or, where that is a diagonal, L-BFGS in the
-coordinates in which the subsample's posterior has unit sd. Gradients are counted in
-passes over all rows.
+Climbs on a few of the rows, from as many starts as it takes to end in the best mode
+three times, say where it is; one from there on a larger subsample, and a few passes
+over all rows, finish it: Newton's steps with the subsample's curvature or, where that
+is a diagonal, L-BFGS in the coordinates in which the subsample's posterior has unit sd.
+Gradients are counted in passes over all rows.
 """
 
 from collections.abc import Callable
@@ -27,9 +27,11 @@ from nutfree.dynamics.preconditioning import matvec, root, transpose
 from nutfree.target import Minibatch
 
 #: Rows from which the curvature is taken, and of more than these, those on which the
-#: climb runs: errors of the curvature matter little, and those of the start less.
+#: climb runs, and the search before it: errors of the curvature matter little, and
+#: those of a start less.
 CURVATURE_ROWS = 2**15
 START_ROWS = 2**13
+SEARCH_ROWS = 2**11
 #: The most climbs, how many of them are to end in the best mode, how far from zero
 #: their starts are, as NumPyro's are by default, and how many nats apart the ends may
 #: be that are one mode, or its mirror images.
@@ -168,9 +170,10 @@ def laplace_of_rows(
         x: shape `(d,)`.
         count: gradients spent so far.
     """
-    keys = jax.random.split(rng_key, 6)
+    keys = jax.random.split(rng_key, 7)
     some = subsample(keys[0], minibatch, CURVATURE_ROWS)
     few = some if some is minibatch else subsample(keys[4], some, START_ROWS)
+    fewest = subsample(keys[5], few, SEARCH_ROWS)
 
     def cost(rows: Minibatch) -> float:
         return rows.num_data / minibatch.num_data
@@ -182,9 +185,10 @@ def laplace_of_rows(
         matrix, count = precision(key, logdensity_of(rows), centre, count, cost(rows))
         return inverse(positive(matrix)), count
 
-    climb = full_logdensity(few, x)
-    centre, count = highest_mode(keys[5], climb, x, count + cost(few), cost(few))
-    gradient, count = jax.grad(climb)(centre), count + cost(few)
+    search = full_logdensity(fewest, x)
+    start, count = highest_mode(keys[6], search, x, count + cost(fewest), cost(fewest))
+    climb = full_logdensity(few, start)
+    centre, gradient, count = maximise(climb, start, count + cost(few), cost=cost(few))
     covariance, count = scaled(keys[1], few, centre, count)
     if few is not minibatch:
         if covariance.ndim == 2 or minibatch.in_order:

@@ -271,6 +271,15 @@ def test_predicted_inflation_is_that_of_the_recursion(name, noise):
     np.testing.assert_allclose(predicted, covariance[0, 0] - 1, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["sgld", "sghmc", "sgbaoab"])
+@pytest.mark.parametrize("noise", [50.0, 1000.0])
+def test_a_small_step_is_tuned_in_single_precision(name, noise):
+    dynamics = _module(name).DYNAMICS
+    found = dynamics.tune(0.05, jnp.asarray(noise), 1.0, dynamics.settings)
+    # at friction 2, h V / 4 for small steps, as without a momentum
+    np.testing.assert_allclose(found["step_size"], 4 * 0.05 / noise, rtol=0.05)
+
+
 @pytest.mark.parametrize(
     ("name", "noise", "order"),
     [("sgld", 0, 1), ("sghmc", 0, 2), ("sghmc", 5, 1), ("sgbaoab", 5, 1)],

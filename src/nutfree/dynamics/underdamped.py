@@ -30,14 +30,16 @@ def stationary_variance(recursion) -> jax.Array:
     less, Q = recursion
     (p, q), (r, s) = less
     both, cross = p + s - p * s, q * r
-    trace, determinant = 2 - p - s, 1 - both - cross
-    stable = (jnp.abs(determinant) < 1) & (jnp.abs(trace) < 1 + determinant)
+    # 1 - det A, and 1 + det A - and + tr A: all positive, the first of them below two,
+    # where the eigenvalues of A lie inside the unit circle
+    lost, below, above = both + cross, p * s - cross, 4 - both - cross - p - s
+    stable = (lost > 0) & (lost < 2) & (below > 0) & (above > 0)
     # Cramer's rule, for S_11, S_12 and S_22
     m22, m23, m32, m33 = both - cross, q * (1 - s), 2 * r * (1 - s), s * (2 - s)
     S = Q[0, 0] * (m22 * m33 - m23 * m32)
     S -= 2 * (1 - p) * q * (Q[0, 1] * m33 - m23 * Q[1, 1])
     S -= q**2 * (Q[0, 1] * m32 - m22 * Q[1, 1])
-    divisor = (both + cross) * (1 + determinant + trace) * (p * s - cross)
+    divisor = lost * above * below
     return jnp.where(stable, S / jnp.where(stable, divisor, 1), jnp.inf)
 
 

@@ -1,9 +1,14 @@
-"""Programs that the data are arguments of."""
+"""Programs that the data are arguments of, and their precision."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import MCMC
 
+import nutfree as nf
 from nutfree.frontends.programs import jitted
 
 
@@ -41,3 +46,45 @@ def test_shapes_are_those_of_jit():
     found, expected = jax.eval_shape(jitted(fun), x), jax.eval_shape(jax.jit(fun), x)
     assert found == expected
     assert [s.weak_type for s in found] == [s.weak_type for s in expected]
+
+
+SHORT = {"num_warmup": 20, "num_samples": 20, "num_chains": 2, "progress_bar": False}
+
+
+def by_numpyro(model):
+    mcmc = MCMC(nf.kernel("mala", model), chain_method="vectorized", **SHORT)
+    mcmc.run(jax.random.key(0))
+
+
+def by_sample(model):
+    nf.sample(nf.kernel("nuts", model), **SHORT)
+
+
+def by_comparison(model):
+    nf.compare(model, kernels=["mala"], **SHORT)
+
+
+def by_blackjax(model):
+    def logdensity(x):
+        with numpyro.handlers.seed(rng_seed=0), numpyro.handlers.substitute(data=x):
+            model()
+        return -0.5 * jnp.sum(x["x"] ** 2)
+
+    start = {"x": jnp.zeros(3)}
+    found = nf.mala.warmup(logdensity, jax.random.key(0), start, num_steps=5)
+    algorithm = nf.mala(logdensity, **found.parameters)
+    jax.jit(algorithm.step)(jax.random.key(1), algorithm.init(start))
+
+
+@pytest.mark.parametrize("given", [None, "bfloat16"])
+@pytest.mark.parametrize("run", [by_numpyro, by_sample, by_comparison, by_blackjax])
+def test_products_are_in_full_precision_unless_told_otherwise(run, given):
+    seen = set()
+
+    def model():
+        seen.add(jax.config.jax_default_matmul_precision)
+        numpyro.sample("x", dist.Normal().expand([3]))
+
+    with jax.default_matmul_precision(given):
+        run(model)
+    assert seen == {given or "highest"}

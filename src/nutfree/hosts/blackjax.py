@@ -14,6 +14,7 @@ from blackjax.base import SamplingAlgorithm
 from nutfree import registry
 from nutfree.adaptation import AdaptationState
 from nutfree.errors import InvalidOption, UnknownKernel
+from nutfree.frontends.programs import in_full_precision
 from nutfree.registry import KernelSpec
 from nutfree.target import LogDensity, Target, as_target, require
 
@@ -107,15 +108,18 @@ class SamplingAPI:
         kernel_params = {**fixed, **traced}
         self._check_params(kernel, kernel_params)
 
+        @in_full_precision
         def init(position, rng_key=None):
             bound = self.spec.bind(self.spec.init, static)
             return bound(position, target, rng_key)
 
+        @in_full_precision
         def step(rng_key, state):
             return kernel(rng_key, state, target, **kernel_params)
 
         return SamplingAlgorithm(init, step)
 
+    @in_full_precision
     def warmup(
         self,
         logdensity_fn: LogDensity | Target,

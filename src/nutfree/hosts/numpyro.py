@@ -20,7 +20,7 @@ from nutfree.errors import InvalidOption, NoFiniteStart, UnsupportedModel
 from nutfree.frontends.checks import check_nan
 from nutfree.frontends.handlers import full_data
 from nutfree.frontends.numpyro import ModelFrontend, analyse
-from nutfree.frontends.programs import jitted
+from nutfree.frontends.programs import in_full_precision, jitted
 from nutfree.frontends.windows import Window, find, in_memory, replaced
 from nutfree.hosts.checks import check_init_params, check_posterior
 from nutfree.hosts.state import (
@@ -115,6 +115,7 @@ class NutfreeKernel(MCMCKernel):
             parts.append(f"acc. prob={float(state.mean_accept_prob):.2f}")
         return ", ".join(parts)
 
+    @in_full_precision
     def target(self, model_args: tuple = (), model_kwargs=None) -> Target:
         """The posterior for these arguments of the model.
 
@@ -132,8 +133,9 @@ class NutfreeKernel(MCMCKernel):
         return target
 
     def postprocess_fn(self, model_args, model_kwargs) -> Callable:
-        return self.target(model_args, model_kwargs).constrain
+        return in_full_precision(self.target(model_args, model_kwargs).constrain)
 
+    @in_full_precision
     def init(
         self, rng_key, num_warmup, init_params=None, model_args=(), model_kwargs=None
     ) -> NutfreeState:
@@ -157,6 +159,7 @@ class NutfreeKernel(MCMCKernel):
         self._check_start(state, model_args, dict(model_kwargs or {}))
         return state
 
+    @in_full_precision
     def init_shape(
         self, rng_key, num_warmup, init_params=None, model_args=(), model_kwargs=None
     ) -> NutfreeState:
@@ -287,6 +290,7 @@ class NutfreeKernel(MCMCKernel):
         params = jax.tree.map(jnp.asarray, {**adapt.params, **fixed})
         return adapt._replace(params=params)
 
+    @in_full_precision
     def sample(self, state: NutfreeState, model_args, model_kwargs) -> NutfreeState:
         """One transition of one chain, or of all vectorized ones."""
         advance = partial(self._advance, self.target(model_args, model_kwargs))
@@ -352,6 +356,7 @@ class NutfreeKernel(MCMCKernel):
             adapt,
         )
 
+    @in_full_precision
     def refresh(self, state: NutfreeState, model_args, model_kwargs) -> NutfreeState:
         """Recompute what the state caches, for a block of `numpyro.infer.Gibbs`."""
         if self.spec.draws != "chain":

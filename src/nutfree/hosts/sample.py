@@ -11,6 +11,7 @@ from numpyro.infer.mcmc import MCMCKernel
 
 from nutfree.errors import InvalidOption, NutfreeError
 from nutfree.frontends.disk import DiskRows
+from nutfree.frontends.programs import in_full_precision
 from nutfree.frontends.windows import find
 from nutfree.hosts.checks import check_init_params, check_settings, explain
 from nutfree.hosts.numpyro import NutfreeKernel
@@ -57,6 +58,7 @@ def _check_at_once(
         )
 
 
+@in_full_precision
 def sample(
     kernel: MCMCKernel,
     *args: Any,

@@ -11,6 +11,7 @@ from numpyro.infer.mcmc import MCMCKernel
 
 from nutfree import registry
 from nutfree.errors import NutfreeError
+from nutfree.frontends.programs import in_full_precision
 from nutfree.report.entries import (
     KernelLike,
     build,
@@ -121,6 +122,7 @@ class Comparison:
         return f"<p><b>{escape(self.recommendation)}</b></p>{table_html(self.table)}"
 
 
+@in_full_precision
 def compare(
     model: Callable,
     *args: Any,

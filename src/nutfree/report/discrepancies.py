@@ -26,6 +26,7 @@ from jax.flatten_util import ravel_pytree
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from nutfree.frontends.programs import in_full_precision
 from nutfree.report.modes import (
     ModeAgreement,
     find_modes,
@@ -70,6 +71,7 @@ class SteinDiscrepancy(NamedTuple):
         return self.ksd / self.floor if self.floor > 0 else float("nan")
 
 
+@in_full_precision
 def scores(draws: Any, logdensity_fn: LogDensity, *, batch_size: int = 64) -> NDArray:
     """Gradient of the log density at every draw, as an ``(n, d)`` array.
 

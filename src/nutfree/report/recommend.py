@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 from numpy.typing import NDArray
 
 from nutfree import registry
+from nutfree.frontends.programs import in_full_precision
 from nutfree.registry import KernelSpec
 from nutfree.report.judge import has_gradient
 from nutfree.report.modes import squared_distances
@@ -169,6 +170,7 @@ def _distinct(
     return max(len(kept), 1)
 
 
+@in_full_precision
 def recommend(
     model: Callable, *args: Any, seed: int = 0, **kwargs: Any
 ) -> "pd.DataFrame":

@@ -29,6 +29,7 @@ from nutfree.dynamics.gradients import (
 )
 from nutfree.dynamics.rows import draw_rows, require_fixed_rows
 from nutfree.errors import MissingCapability
+from nutfree.frontends.programs import in_full_precision
 from nutfree.target import Minibatch, Target
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def _at_centre(
     return jax.jit(lambda c: control_at(minibatch, c, 0.0)[0])(start)
 
 
+@in_full_precision
 def minibatch_scores(
     draws: ArrayLike,
     target: Target,
@@ -179,6 +181,7 @@ class CrossCheck:
         )
 
 
+@in_full_precision
 def cross_check(
     tree: "xr.DataTree",
     model: Any,

@@ -128,3 +128,32 @@ def test_where_the_curvature_is_of_use_no_width_is_looked_for():
     # ten descents of 60, and twice three products with the curvature at each end
     assert evaluations(lambda x: -0.5 * jnp.sum(x**2)) == 10 * (60 + 6)
     assert evaluations(lambda x: -jnp.sum(jnp.abs(x))) > 10 * (60 + 6)
+
+
+def test_a_mode_that_few_starts_lead_to_is_found_by_looks():
+    """In ten dimensions nearly all starts lead to the wider of two modes."""
+    centers = jnp.array([[-6.0], [6.0]]) * jnp.ones(10)
+    scales = jnp.array([1.3, 0.6])
+    prior = Prior(lambda key: 12.0 * jax.random.normal(key, (10,)), None)
+
+    def two(x):
+        squares = jnp.sum((x - centers) ** 2, axis=-1) / scales**2
+        return jax.nn.logsumexp(-10 * jnp.log(scales) - 0.5 * squares)
+
+    def weights(seed, num_looks):
+        options = {"num_starts": 64, "num_modes": 16, "num_looks": num_looks}
+        found = pilot(two, jnp.zeros(10), seed, prior, **options)
+        return np.sort(np.exp(found.modes.log_weight))[-2:]
+
+    assert sum(weights(seed, 0)[0] > 0.1 for seed in range(5)) <= 2
+    for seed in range(5):
+        np.testing.assert_allclose(weights(seed, 4096), 0.5, atol=0.01)
+
+
+def test_looks_end_when_a_round_finds_no_mode():
+    # in two dimensions every mode is found at once; then one round, its looks, its
+    # descents, and two products with the curvature at each end
+    options = {"num_starts": 64, "num_first_steps": 7, "num_modes": 40, "num_steps": 9}
+    first = pilot(ring, jnp.zeros(2), **options).num_grad_evals
+    found = pilot(ring, jnp.zeros(2), num_looks=500, **options)
+    assert found.num_grad_evals == first + 500 + 32 * (9 + 2 * 2)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from nutfree.dynamics.mixture import Mixture, draw, log_density
-from nutfree.dynamics.modes import modes_of
-from nutfree.dynamics.moves import global_move, local_move, placed, transport_move
+from nutfree.dynamics.modes import modes_of, shifts_between
+from nutfree.dynamics.moves import global_move, jump_move, local_move, placed
 from nutfree.dynamics.polish import Point
 from tests.dynamics.test_polish import EVALUATE, MODES, exact_draws
 
@@ -19,6 +19,7 @@ MIXTURE = Mixture(
     MODES._replace(log_weight=jax.nn.log_softmax(MODES.log_weight)),
     jnp.log(jnp.array([0.5, 0.3, 0.2])),
 )
+SHIFTS = shifts_between(MIXTURE.modes)
 
 
 def local(key, at):
@@ -30,7 +31,11 @@ def local(key, at):
 
 
 def transport(key, at):
-    return transport_move(key, at, EVALUATE, MIXTURE, 0)[:2]
+    return jump_move(key, at, EVALUATE, MIXTURE, SHIFTS, 0.0, 0)[:2]
+
+
+def shift(key, at):
+    return jump_move(key, at, EVALUATE, MIXTURE, SHIFTS, 1.0, 0)[:2]
 
 
 def independence(key, at):
@@ -38,7 +43,7 @@ def independence(key, at):
     return moved, proposed.acceptance_rate
 
 
-@pytest.mark.parametrize("move", [local, transport, independence])
+@pytest.mark.parametrize("move", [local, transport, shift, independence])
 def test_exact_draws_stay_exact(move):
     starts = exact_draws(40_000)
 

@@ -63,7 +63,7 @@ def test_modes_have_their_weights_means_and_covariances(run):
 def test_most_moves_between_modes_are_accepted(run):
     _, info, params = run
     assert info.global_rate.mean() > 0.5
-    assert info.transport_rate.mean() > 0.5
+    assert info.jump_rate.mean() > 0.5
     assert abs(info.acceptance_rate.mean() - 0.8) < 0.15
     assert np.isfinite(params["mixture"].modes.width).all()
 
@@ -82,6 +82,28 @@ def test_evidence_of_a_normalised_density_is_one(run):
 def test_cost_is_what_the_counts_say(run):
     _, info, _ = run
     assert (info.num_grad_evals == 2 * (5 + 2)).all()
+
+
+@pytest.mark.optimised
+def test_shifts_reach_modes_that_are_too_many_to_be_known():
+    """2^8 combinations of two wells, of which 16 are kept."""
+    grid = np.linspace(-4.0, 4.0, 4001)
+    well = -(grid**4) + 6 * grid**2 + 0.2 * grid
+    density = np.exp(well - well.max())
+    right = density[grid > 0].sum() / density.sum()
+
+    def wells(x):
+        return jnp.sum(-(x**4) + 6 * x**2 + 0.2 * x)
+
+    kernel = nf.kernel("multiscale", Target(wells, position=jnp.zeros(8)), num_modes=16)
+    settings = {"num_warmup": 500, "num_samples": 4000, "num_chains": 4}
+    with pytest.warns(UserWarning, match="num_modes=64"):
+        tree = nf.sample(kernel, progress_bar=False, **settings)
+    inside = (np.asarray(tree["posterior"]["x"]) > 0).astype(float)
+    size = effective_sample_size(inside)
+    assert size.min() > 200
+    error = np.sqrt(right * (1 - right) / size)
+    assert (abs(inside.mean((0, 1)) - right) < 4 * error).all()
 
 
 def test_mode_that_the_pilot_missed_is_met_by_the_wide_component():

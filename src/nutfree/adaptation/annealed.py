@@ -14,7 +14,7 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jax.flatten_util import ravel_pytree
 
 from nutfree.adaptation.base import AdaptationState, Warmup
-from nutfree.adaptation.pilot import run_pilot
+from nutfree.adaptation.pilot import LOOKS, run_pilot
 from nutfree.dynamics.evaluation import flatten, is_finite, select
 from nutfree.dynamics.polish import NUM_PARTS
 
@@ -57,6 +57,7 @@ class AnnealedState(NamedTuple):
 def annealed_warmup(
     *,
     num_starts: int,
+    num_first_steps: int,
     num_descent_steps: int,
     num_modes: int,
     num_steps: int,
@@ -66,7 +67,7 @@ def annealed_warmup(
     """Find `center`, `scale`, `width`, `modes`, `base_scale`, `step_size`, `num_steps`.
 
     Args:
-        num_starts, num_descent_steps, num_modes: of the pilot.
+        num_starts, num_first_steps, num_descent_steps, num_modes: of the pilot.
         num_steps: Langevin steps of the paths of warm-up.
         accuracy: error of the mean log density, in its standard deviations, that the
             number found may leave.
@@ -81,6 +82,8 @@ def annealed_warmup(
             position,
             target,
             num_starts=num_starts,
+            num_first_steps=num_first_steps,
+            num_looks=LOOKS * num_starts,
             num_steps=num_descent_steps,
             num_modes=num_modes,
         )

@@ -15,15 +15,23 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jax.flatten_util import ravel_pytree
 
 from nutfree.adaptation.base import AdaptationState, Warmup
-from nutfree.adaptation.pilot import MAX_DENSE, run_pilot
+from nutfree.adaptation.pilot import LOOKS, MAX_DENSE, run_pilot
 from nutfree.dynamics.evaluation import flatten
 from nutfree.dynamics.mixture import TAIL_SHARES, TAILS, Mixture, mixture_at
-from nutfree.dynamics.modes import Modes, log_shares, mode_at, with_mode
+from nutfree.dynamics.modes import (
+    Modes,
+    log_shares,
+    mode_at,
+    shifts_between,
+    with_mode,
+)
 
 #: Transitions that the pilot's weights count for.
 PRIOR_COUNT = 10.0
 #: No live mode has a smaller share than this over their number; no tail less than this.
 FLOOR = 0.1
+#: The share of the jumps that are by shifts where no global move is accepted.
+SHIFT_SHARE = 0.9
 #: A mode of less than this share of the pilot's mass is not proposed.
 LEAST_LOG_WEIGHT = -15.0
 #: Covariances of this many numbers, a megabyte, are read at every move.
@@ -37,6 +45,7 @@ class MixtureState(NamedTuple):
     held, mean, scatter : of the draws of each mode, (modes,), (modes, d), and
         (modes, d, d) or (modes, d), the sum of squares about the mean.
     occupancy, tails : transitions that each mode and each tail held.
+    covered : mean acceptance of the global moves, times the transitions seen.
     """
 
     dual_averaging: Any
@@ -47,6 +56,7 @@ class MixtureState(NamedTuple):
     scatter: jax.Array
     occupancy: jax.Array
     tails: jax.Array
+    covered: jax.Array
 
 
 def _outer(x, y, dense: bool):
@@ -96,7 +106,7 @@ def mixture_warmup(
     num_modes: int | None = None,
     target_acceptance_rate: float = 0.8,
 ) -> Warmup:
-    """Find `center`, `scale`, `mixture` and `step_size`.
+    """Find `center`, `scale`, `mixture`, `step_size`, `shifts` and `shift_share`.
 
     Args:
         num_starts, num_first_steps, num_descent_steps: of the pilot.
@@ -115,6 +125,7 @@ def mixture_warmup(
             target,
             num_starts=num_starts,
             num_first_steps=num_first_steps,
+            num_looks=LOOKS * num_starts,
             num_steps=num_descent_steps,
             num_modes=_room(x.size) if num_modes is None else num_modes,
         )
@@ -128,6 +139,8 @@ def mixture_warmup(
             "center": found.center,
             "scale": found.scale,
             "mixture": mixture_at(modes),
+            "shifts": shifts_between(modes),
+            "shift_share": jnp.asarray(0.5 * SHIFT_SHARE, x.dtype),
         }
         dense = modes.axes.size > 0
         inner = MixtureState(
@@ -139,6 +152,7 @@ def mixture_warmup(
             jnp.zeros_like(modes.axes if dense else modes.width),
             jnp.zeros_like(modes.log_weight),
             jnp.zeros(len(TAILS), x.dtype),
+            jnp.zeros((), x.dtype),
         )
         return AdaptationState(
             params, unravel(found.best), found.num_grad_evals, inner=inner
@@ -166,6 +180,9 @@ def mixture_warmup(
         center, width, axes = _refined(inner.laplace, k, n, mean[k], scatter[k])
         occupancy = keep * inner.occupancy + info.occupancy
         tails = keep * inner.tails + info.tails
+        covered = keep * inner.covered + info.global_rate
+        # of all transitions but those forgotten
+        share = covered / (PRIOR_COUNT + jnp.sum(held))
         seen = PRIOR_COUNT * jnp.asarray(TAIL_SHARES, tails.dtype) + tails
         log_tail = jnp.log(jnp.maximum(seen / jnp.sum(seen), FLOOR))
         modes = with_mode(modes, k, center, width, axes)
@@ -177,9 +194,18 @@ def mixture_warmup(
             **params,
             "step_size": jnp.exp(averaging.log_step_size),
             "mixture": mixture,
+            "shift_share": SHIFT_SHARE * (1.0 - share),
         }
         inner = MixtureState(
-            averaging, step, inner.laplace, held, mean, scatter, occupancy, tails
+            averaging,
+            step,
+            inner.laplace,
+            held,
+            mean,
+            scatter,
+            occupancy,
+            tails,
+            covered,
         )
         new = adapt_state._replace(params=params, inner=inner)
         # a loop's carry keeps its types

@@ -24,6 +24,17 @@ MEMORY = 8
 #: coordinates, says nothing of a mode; none is looked for that is below the second.
 WIDEST, NARROWEST = 10.0, 1e-4
 
+#: A log density this much above that of the known modes says that there is another.
+UNEXPLAINED = 3.0
+#: Points that are looked at for each start.
+LOOKS = 8
+#: What the options of a kernel say of its pilot.
+NUM_STARTS = "starts of the pilot, which looks at eight times as many further points"
+NUM_FIRST_STEPS = "gradients of each of its descents"
+NUM_DESCENT_STEPS = "further gradients at each mode kept"
+#: Descents of a round that looks for it, and the most rounds.
+NUM_UNEXPLAINED, MAX_ROUNDS = 32, 8
+
 
 class Pilot(NamedTuple):
     """What the pilot found.
@@ -61,6 +72,7 @@ def run_pilot(
     num_steps: int = 60,
     num_modes: int = 32,
     num_first_steps: int = 0,
+    num_looks: int = 0,
     widest: float = 1.0,
 ) -> Pilot:
     """Descend from many starts, and summarise what they end in.
@@ -75,10 +87,14 @@ def run_pilot(
         num_modes: the most modes that are kept.
         num_first_steps: where it is not 0, every start makes only so many steps, and
             `num_modes` of their ends, as far apart as can be, the rest.
+        num_looks: further points like the starts, at which the density is compared with
+            what the modes make of it. From `NUM_UNEXPLAINED` of those where it is more
+            there are descents too, and if they find a mode it is looked for again, up
+            to `MAX_ROUNDS` times.
         widest: the starts lie up to this many times as far out as prior draws.
     """
     x, logdensity, _ = flatten(position, target)
-    start_key, probe_key = jax.random.split(rng_key)
+    start_key, probe_key, look_key = jax.random.split(rng_key, 3)
     starts = _starts(start_key, x, target, num_starts)
     origin, unit = _median_and_spread(starts)
     scaled = standardised(logdensity, origin, unit)
@@ -94,16 +110,33 @@ def run_pilot(
         first_counts = jnp.sum(counts)
         ends = ends[far_apart(ends, values, min(num_modes, num_starts))]
     ends, values, counts = jax.vmap(lambda u: descend(evaluate, u, num_steps))(ends)
-    probe_keys = jax.random.split(probe_key, len(ends))
-    curvature, products = jax.vmap(lambda u, key: _curvature(scaled, u, key))(
-        ends, probe_keys
-    )
-    curvature, probes = jax.vmap(lambda u, value, h: _probed(scaled, u, value, h))(
-        ends, values, curvature
-    )
-    width, axes = jax.vmap(_principal)(curvature)
-    log_mass = values + jnp.sum(jnp.log(width), axis=-1)
-    weight = _weights(ends, width, axes, log_mass)
+    found, count = _laplace(scaled, ends, values, probe_key)
+    spent = first_counts + jnp.sum(counts) + count
+
+    def look(carry):
+        found, number, _, i, spent = carry
+        keys = jax.random.split(jax.random.fold_in(look_key, i))
+        looks = (_starts(keys[0], x, target, num_looks) - origin) / unit
+        surplus = _surplus(scaled, looks, found)
+        few = far_apart(looks, surplus, min(NUM_UNEXPLAINED, num_looks))
+        ends, values, counts = jax.vmap(lambda u: descend(evaluate, u, num_steps))(
+            looks[few]
+        )
+        more, count = _laplace(scaled, ends, values, keys[1])
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), found, more)
+        best = jnp.argsort(-both.weights)[: len(found.ends)]
+        found, before = jax.tree.map(lambda a: a[best], both), number
+        number = jnp.sum(found.weights > 0)
+        spent = spent + num_looks + jnp.sum(counts) + count
+        return found, number, number > before, i + 1, spent
+
+    if num_looks:
+        first = (found, jnp.sum(found.weights > 0), jnp.asarray(True), 0, spent)
+        found, *_, spent = jax.lax.while_loop(
+            lambda carry: carry[2] & (carry[3] < MAX_ROUNDS), look, first
+        )
+    ends, curvature, width, axes, _ = found
+    weight = found.weights
 
     middle = weight @ ends
     variance = jax.vmap(lambda a, w: a**2 @ w**2 if a.size else w**2)(axes, width)
@@ -120,8 +153,57 @@ def run_pilot(
         jnp.exp(weight[best] @ jnp.log(conditional) / jnp.sum(weight[best])),
         modes,
         origin + unit * ends[best[0]],
-        first_counts + jnp.sum(counts) + jnp.sum(products) + jnp.sum(probes),
+        spent,
     )
+
+
+class _Laplace(NamedTuple):
+    """Ends of descents, and what is to be told of the density around them."""
+
+    ends: jax.Array
+    curvature: jax.Array
+    width: jax.Array
+    axes: jax.Array
+    values: jax.Array
+
+    @property
+    def weights(self) -> jax.Array:
+        log_mass = self.values + jnp.sum(jnp.log(self.width), axis=-1)
+        return _weights(self.ends, self.width, self.axes, log_mass)
+
+
+def _laplace(logdensity, ends, values, rng_key) -> tuple[_Laplace, jax.Array]:
+    """What the ends of descents, where the log density is `values`, tell.
+
+    Returns:
+        `(found, evaluations)`.
+    """
+    keys = jax.random.split(rng_key, len(ends))
+    curvature, products = jax.vmap(lambda u, key: _curvature(logdensity, u, key))(
+        ends, keys
+    )
+    curvature, probes = jax.vmap(lambda u, value, h: _probed(logdensity, u, value, h))(
+        ends, values, curvature
+    )
+    width, axes = jax.vmap(_principal)(curvature)
+    count = jnp.sum(products) + jnp.sum(probes)
+    return _Laplace(ends, curvature, width, axes, values), count
+
+
+def _surplus(logdensity, looks, found: _Laplace) -> jax.Array:
+    """By how much the log density at each look is above that of the modes; -inf where
+    that is less than `UNEXPLAINED`."""
+
+    def one(u):
+        z = jax.vmap(lambda c, w, a: ((u - c) @ a if a.size else u - c) / w)(
+            found.ends, found.width, found.axes
+        )
+        heights = jnp.where(jnp.isfinite(found.values), found.values, -jnp.inf)
+        known = jax.nn.logsumexp(heights - 0.5 * jnp.sum(z**2, axis=-1))
+        return logdensity(u) - known
+
+    surplus = jax.lax.map(one, looks, batch_size=256)
+    return jnp.where(surplus > UNEXPLAINED, surplus, -jnp.inf)
 
 
 def far_apart(points: jax.Array, values: jax.Array, num_chosen: int) -> jax.Array:

@@ -58,6 +58,31 @@ def number_of(modes: Modes) -> jax.Array:
     return jnp.sum(jnp.isfinite(modes.log_weight))
 
 
+class Shifts(NamedTuple):
+    """The shortest ways from one mode to another.
+
+    between : (shifts, d), differences of two centres, the shortest first.
+    number : how many rows are such.
+    """
+
+    between: jax.Array
+    number: jax.Array
+
+
+def shifts_between(modes: Modes) -> Shifts:
+    """As many of them as there are rows of `modes`, for each pair in one direction."""
+    center = modes.center
+    first, second = jnp.triu_indices(len(center), k=1)
+    live = jnp.isfinite(modes.log_weight)
+    squares = jnp.sum(center**2, axis=-1)
+    squares = squares[:, None] + squares - 2.0 * center @ center.T
+    squares = jnp.where(live[:, None] & live, squares, jnp.inf)[first, second]
+    shortest = jnp.argsort(squares)[: len(center)]
+    between = center[second[shortest]] - center[first[shortest]]
+    number = jnp.sum(jnp.isfinite(squares[shortest]))
+    return Shifts(jnp.nan_to_num(between), number)
+
+
 def mode_at(modes: Modes, k: jax.Array) -> Mode:
     """The mode number `k`."""
     return Mode(*(leaf[k] for leaf in modes[: len(Mode._fields)]))

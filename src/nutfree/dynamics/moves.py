@@ -3,8 +3,12 @@
 - Local: with mode j drawn from its odds r_j(u), L leapfrog steps of Hamiltonian
   dynamics in the metric of j, accepted on pi(u) r_j(u). The mode is an auxiliary
   variable that stays as it is, so the metric may depend on where u lies.
-- Transport: u' = mu_k + C_k^(1/2) C_j^(-1/2) (u - mu_j), with j from r_j(u) and k from
-  the weights of q, accepted with the Jacobian and the odds of both choices.
+- Jump, by transport: u' = mu_k + C_k^(1/2) C_j^(-1/2) (u - mu_j), with j from r_j(u)
+  and k from the weights of q, accepted with the Jacobian and the odds of both choices.
+- Jump, by a shift: u' = u + mu_k - mu_j, with a pair of modes that are near to each
+  other drawn uniformly in either order, accepted on the ratio of pi. Where modes are as
+  many as there are combinations of a few wells, it leads from one that q does not know
+  to another.
 - Global: a draw of q, accepted on the ratio of pi / q (independence Metropolis).
 
 Each leaves the posterior invariant. Gradients: L, 1 and 1.
@@ -18,7 +22,7 @@ import jax.numpy as jnp
 from nutfree.dynamics import mixture as mix
 from nutfree.dynamics.evaluation import is_finite, select
 from nutfree.dynamics.mixture import Mixture, Place
-from nutfree.dynamics.modes import choose, into_axes, mode_at, out_of_axes
+from nutfree.dynamics.modes import Shifts, choose, into_axes, mode_at, out_of_axes
 from nutfree.dynamics.polish import Point, transported
 
 
@@ -103,21 +107,37 @@ def _log_odds(at: Placed, j) -> jax.Array:
     return jax.nn.log_softmax(at.place.log_shares)[j]
 
 
-def transport_move(rng_key, start: Placed, evaluate, mixture: Mixture, count):
-    """From one mode to the like place in another: `(placed, rate, count)`."""
-    from_key, to_key, accept_key = jax.random.split(rng_key, 3)
+def jump_move(
+    rng_key, start: Placed, evaluate, mixture: Mixture, shifts: Shifts, share, count
+):
+    """To the like place in another mode, by a shift with probability `share`.
+
+    Returns:
+        `(placed, acceptance probability, count)`.
+    """
+    shift_key, from_key, to_key, accept_key = jax.random.split(rng_key, 4)
+    u, shifted = _shifted(shift_key, start.point.u, shifts, share)
     modes = mixture.modes
     j = choose(from_key, start.place.log_shares)
     k = choose(to_key, modes.log_weight)
     here, there = mode_at(modes, j), mode_at(modes, k)
-    u = transported(start.point.u, here, there)
+    u = jnp.where(shifted, u, transported(start.point.u, here, there))
     value, grad, count = evaluate(u, count)
     end = placed(Point(u, value, grad), mixture)
     forth = modes.log_weight[k] + _log_odds(start, j)
     back = modes.log_weight[j] + _log_odds(end, k)
-    log_ratio = value - start.point.value + back - forth
-    log_ratio = log_ratio + there.log_volume - here.log_volume
+    by_transport = back - forth + there.log_volume - here.log_volume
+    log_ratio = value - start.point.value + jnp.where(shifted, 0.0, by_transport)
     return *_metropolis(accept_key, end, start, log_ratio), count
+
+
+def _shifted(rng_key, u, shifts: Shifts, share):
+    """`u` after one of the shifts, and whether to go there."""
+    whether_key, which_key, way_key = jax.random.split(rng_key, 3)
+    shifted = (jax.random.uniform(whether_key) < share) & (shifts.number > 0)
+    i = jax.random.randint(which_key, (), 0, jnp.maximum(shifts.number, 1))
+    way = jax.random.rademacher(way_key, (), u.dtype)
+    return u + way * shifts.between[i], shifted
 
 
 def global_move(rng_key, start: Placed, evaluate, mixture: Mixture, count):

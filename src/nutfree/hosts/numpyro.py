@@ -243,7 +243,7 @@ class NutfreeKernel(MCMCKernel):
             )
         if self.spec.concerns is not None:
             for concern in self.spec.concerns(state.adapt_state.params):
-                warnings.warn(concern, stacklevel=3)
+                warnings.warn(concern, stacklevel=4)
 
     def _begin(self, target, rng_key, start_key, pilot_key, position) -> NutfreeState:
         """The first state of one chain."""

@@ -145,7 +145,7 @@ class PiecewiseMCMC(MCMC):
             )
             if keeper is not None:
                 message += " Call it again with this checkpoint for the others."
-            warnings.warn(message, stacklevel=2)
+            warnings.warn(message, stacklevel=4)
         finally:
             bar.close()
         self._states = jax.tree.map(lambda *d: np.concatenate(d, axis=1), *draws)

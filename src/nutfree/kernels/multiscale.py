@@ -5,7 +5,8 @@ Student-t components to them, which is then frozen. One transition makes `num_ro
 rounds of three Metropolis moves on pi (`dynamics.moves`):
 
     local      a Hamiltonian trajectory in the metric of the nearest mode,
-    transport  u' = mu_k + C_k^(1/2) C_j^(-1/2) (u - mu_j), from mode j to mode k,
+    jump       u' = mu_k + C_k^(1/2) C_j^(-1/2) (u - mu_j), from mode j to mode k, or,
+               the more often the less q covers, u' = u + mu_k - mu_j,
     global     u' ~ q, accepted with probability min(1, pi(u') q(u) / (pi(u) q(u'))).
 
 Reference: independence and mode-jumping Metropolis moves, Tierney, Annals of Statistics
@@ -23,11 +24,16 @@ from jax.flatten_util import ravel_pytree
 
 from nutfree.adaptation import Warmup
 from nutfree.adaptation.mixture import mixture_warmup
-from nutfree.adaptation.pilot import standardised
+from nutfree.adaptation.pilot import (
+    NUM_DESCENT_STEPS,
+    NUM_FIRST_STEPS,
+    NUM_STARTS,
+    standardised,
+)
 from nutfree.dynamics.evaluation import counted_value_and_grad, flatten
 from nutfree.dynamics.mixture import TAILS
 from nutfree.dynamics.modes import number_of
-from nutfree.dynamics.moves import global_move, local_move, placed, transport_move
+from nutfree.dynamics.moves import global_move, jump_move, local_move, placed
 from nutfree.dynamics.polish import Point
 from nutfree.registry import KernelSpec, option
 from nutfree.target import Position
@@ -47,7 +53,7 @@ class MultiscaleState(NamedTuple):
 class MultiscaleInfo(NamedTuple):
     """Mean acceptance probabilities by kind of move, and what the global draws told.
 
-    acceptance_rate, transport_rate, global_rate
+    acceptance_rate, jump_rate, global_rate
         Of the local moves, the jumps, and the draws of q.
     log_importance
         log pi - log q at the draw.
@@ -58,7 +64,7 @@ class MultiscaleInfo(NamedTuple):
     """
 
     acceptance_rate: jax.Array
-    transport_rate: jax.Array
+    jump_rate: jax.Array
     global_rate: jax.Array
     log_importance: jax.Array
     proposal_log_importance: jax.Array
@@ -76,11 +82,20 @@ def build_kernel(*, num_rounds: int = 2, num_steps: int = 5):
     """Return `kernel(rng_key, state, logdensity_fn, **params)`.
 
     The parameters are those of `mixture_warmup`: `step_size` of the local moves, in
-    widths of a mode, and `mixture`, q in the coordinates u = (x - `center`) / `scale`.
+    widths of a mode, `mixture`, q in the coordinates u = (x - `center`) / `scale`, and
+    `shifts` between its modes, which are `shift_share` of the jumps.
     """
 
     def kernel(
-        rng_key, state, logdensity_fn, step_size, center, scale, mixture
+        rng_key,
+        state,
+        logdensity_fn,
+        step_size,
+        center,
+        scale,
+        mixture,
+        shifts,
+        shift_share,
     ) -> tuple[MultiscaleState, MultiscaleInfo]:
         x, logdensity, unravel = flatten(state.position, logdensity_fn)
         evaluate = counted_value_and_grad(standardised(logdensity, center, scale))
@@ -105,11 +120,13 @@ def build_kernel(*, num_rounds: int = 2, num_steps: int = 5):
                 num_steps=num_steps,
                 count=count,
             )
-            at, transport, count = transport_move(keys[4], at, evaluate, mixture, count)
+            at, jump, count = jump_move(
+                keys[4], at, evaluate, mixture, shifts, shift_share, count
+            )
             ratio = proposed.log_importance + log_det
             info = info._replace(
                 acceptance_rate=jnp.where(i == 0, local, info.acceptance_rate),
-                transport_rate=info.transport_rate + transport / num_rounds,
+                jump_rate=info.jump_rate + jump / num_rounds,
                 global_rate=info.global_rate + proposed.acceptance_rate / num_rounds,
                 proposal_log_importance=info.proposal_log_importance.at[i].set(ratio),
                 occupancy=info.occupancy + proposed.occupancy / num_rounds,
@@ -159,11 +176,11 @@ def warmup(
 
 @dataclass(frozen=True)
 class Options:
-    num_rounds: int = option(2, "rounds of local, transport and global moves", ge=1)
+    num_rounds: int = option(2, "rounds of local moves, jumps and global moves", ge=1)
     num_steps: int = option(5, "leapfrog steps of a local move", ge=1)
-    num_starts: int = option(1024, "starts of the pilot", ge=2)
-    num_first_steps: int = option(10, "gradients of each of its descents", ge=1)
-    num_descent_steps: int = option(60, "further gradients at each mode kept", ge=1)
+    num_starts: int = option(1024, NUM_STARTS, ge=2)
+    num_first_steps: int = option(10, NUM_FIRST_STEPS, ge=1)
+    num_descent_steps: int = option(60, NUM_DESCENT_STEPS, ge=1)
     num_modes: int | None = option(
         None,
         "the most modes that it keeps; by default 256, or fewer where their "

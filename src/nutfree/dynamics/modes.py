@@ -58,6 +58,10 @@ def number_of(modes: Modes) -> jax.Array:
     return jnp.sum(jnp.isfinite(modes.log_weight))
 
 
+#: How many of the shortest ways between modes are kept.
+NUM_SHIFTS = 256
+
+
 class Shifts(NamedTuple):
     """The shortest ways from one mode to another.
 
@@ -70,14 +74,14 @@ class Shifts(NamedTuple):
 
 
 def shifts_between(modes: Modes) -> Shifts:
-    """As many of them as there are rows of `modes`, for each pair in one direction."""
+    """At most `NUM_SHIFTS`, of each pair in one direction."""
     center = modes.center
     first, second = jnp.triu_indices(len(center), k=1)
     live = jnp.isfinite(modes.log_weight)
     squares = jnp.sum(center**2, axis=-1)
     squares = squares[:, None] + squares - 2.0 * center @ center.T
     squares = jnp.where(live[:, None] & live, squares, jnp.inf)[first, second]
-    shortest = jnp.argsort(squares)[: len(center)]
+    shortest = jnp.argsort(squares)[:NUM_SHIFTS]
     between = center[second[shortest]] - center[first[shortest]]
     number = jnp.sum(jnp.isfinite(squares[shortest]))
     return Shifts(jnp.nan_to_num(between), number)

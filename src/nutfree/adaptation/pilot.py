@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from nutfree.dynamics.evaluation import counted_value_and_grad, flatten, is_finite
+from nutfree.adaptation.descent import descend
+from nutfree.dynamics.evaluation import counted_value_and_grad, flatten
 from nutfree.dynamics.modes import Modes, along_coordinates, modes_of
 from nutfree.target import LogDensity, Target
 
@@ -19,7 +20,6 @@ from nutfree.target import LogDensity, Target
 MAX_DENSE = 64
 #: Products with random signs that estimate the diagonal of the curvature above it.
 NUM_PROBES = 16
-MEMORY = 8
 #: A width from the curvature that is larger than the first, in units of the
 #: coordinates, says nothing of a mode; none is looked for that is below the second.
 WIDEST, NARROWEST = 10.0, 1e-4
@@ -248,88 +248,6 @@ def _median_and_spread(starts: jax.Array) -> tuple[jax.Array, jax.Array]:
     low, middle, high = jnp.quantile(starts, jnp.array([0.16, 0.5, 0.84]), axis=0)
     spread = 0.5 * (high - low)
     return middle, jnp.where(spread > 0, spread, 1.0)
-
-
-class _Descent(NamedTuple):
-    u: jax.Array
-    value: jax.Array
-    grad: jax.Array
-    radius: jax.Array
-    moves: jax.Array  # (MEMORY, d), the last steps taken
-    changes: jax.Array  # (MEMORY, d), how the gradient of -log pi changed over them
-    spent: jax.Array
-
-
-def descend(evaluate, u: jax.Array, num_steps: int) -> tuple:
-    """L-BFGS in a trust region: one gradient a step, and no step that goes down.
-
-    Args:
-        evaluate: `(u, count) -> (log density, gradient, count)`.
-        u: the start, in coordinates where a step of length one is a long one.
-        num_steps: number of steps.
-
-    Returns:
-        `(u, log density, count)` at the end; -inf where no finite value was met.
-    """
-
-    def step(_, s: _Descent) -> _Descent:
-        direction = _two_loop(s.moves, s.changes, s.grad)
-        direction = jnp.where(direction @ s.grad > 0, direction, s.grad)
-        length = jnp.linalg.norm(direction)
-        shrink = jnp.minimum(1.0, s.radius / jnp.maximum(length, 1e-30))
-        move = shrink * direction
-        u = s.u + move
-        value, grad, count = evaluate(u, s.spent)
-        accepted = is_finite(value, grad) & (value > s.value)
-        change = jnp.where(accepted, s.grad - grad, 0.0)
-        useful = accepted & (change @ move > 1e-8 * (change @ change))
-
-        def push(old, new):
-            return jnp.where(useful, jnp.concatenate([old[1:], new[None]]), old)
-
-        radius = jnp.where(
-            accepted,
-            jnp.where(shrink < 1.0, 2.0 * s.radius, s.radius),
-            0.25 * jnp.minimum(s.radius, length),
-        )
-        return _Descent(
-            jnp.where(accepted, u, s.u),
-            jnp.where(accepted, value, s.value),
-            jnp.where(accepted, grad, s.grad),
-            radius,
-            push(s.moves, move),
-            push(s.changes, change),
-            count,
-        )
-
-    # without a gradient the first step stays where it is, and evaluates there
-    memory = jnp.zeros((MEMORY, *u.shape), u.dtype)
-    nothing = jnp.asarray(-jnp.inf, u.dtype)
-    radius = jnp.asarray(0.3 * u.size**0.5, u.dtype)
-    zeros = jnp.zeros_like(u)
-    start = _Descent(u, nothing, zeros, radius, memory, memory, jnp.asarray(0))
-    end = jax.lax.fori_loop(0, num_steps, step, start)
-    return end.u, end.value, end.spent
-
-
-def _two_loop(moves, changes, grad) -> jax.Array:
-    """The L-BFGS direction; rows of zeros are pairs that do not exist yet."""
-    products = jnp.sum(moves * changes, axis=-1)
-    rho = jnp.where(products > 0, 1.0 / jnp.where(products > 0, products, 1.0), 0.0)
-
-    def back(q, pair):
-        move, change, rho = pair
-        alpha = rho * (move @ q)
-        return q - alpha * change, alpha
-
-    def forth(q, pair):
-        move, change, rho, alpha = pair
-        return q + move * (alpha - rho * (change @ q)), None
-
-    q, alphas = jax.lax.scan(back, grad, (moves, changes, rho), reverse=True)
-    size = changes[-1] @ changes[-1]
-    q = q * jnp.where(size > 0, products[-1] / jnp.where(size > 0, size, 1.0), 1.0)
-    return jax.lax.scan(forth, q, (moves, changes, rho, alphas))[0]
 
 
 def _curvature(logdensity, u, rng_key) -> tuple[jax.Array, jax.Array]:

@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 from nutfree.adaptation import fisher
 from nutfree.adaptation.base import AdaptationState, Warmup
-from nutfree.adaptation.pilot import descend
+from nutfree.adaptation.descent import descend
 from nutfree.dynamics.evaluation import counted_value_and_grad, select
 
 #: The rate at which an independent draw is cheapest, for leapfrog trajectories,

@@ -152,8 +152,20 @@ def test_a_mode_that_few_starts_lead_to_is_found_by_looks():
 
 def test_looks_end_when_a_round_finds_no_mode():
     # in two dimensions every mode is found at once; then one round, its looks, its
-    # descents, and two products with the curvature at each end
+    # descents, and at each end two products with the curvature and a gradient
     options = {"num_starts": 64, "num_first_steps": 7, "num_modes": 40, "num_steps": 9}
     first = pilot(ring, jnp.zeros(2), **options).num_grad_evals
     found = pilot(ring, jnp.zeros(2), num_looks=500, **options)
-    assert found.num_grad_evals == first + 500 + 32 * (9 + 2 * 2)
+    assert found.num_grad_evals == first + 500 + 32 * (9 + 2 * 2 + 1)
+
+
+def test_a_descent_that_has_not_arrived_is_no_mode():
+    """Looks into the tails of a Cauchy density lead to descents without an end."""
+    options = {"num_starts": 64, "num_first_steps": 10, "num_modes": 8}
+    found = pilot(lambda x: -jnp.sum(jnp.log1p(x**2)), jnp.zeros(2), **options)
+    again = pilot(
+        lambda x: -jnp.sum(jnp.log1p(x**2)), jnp.zeros(2), num_looks=512, **options
+    )
+    assert again.num_grad_evals > found.num_grad_evals
+    assert np.isfinite(found.modes.log_weight).sum() == 1
+    assert np.isfinite(again.modes.log_weight).sum() == 1

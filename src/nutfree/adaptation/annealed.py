@@ -57,7 +57,6 @@ class AnnealedState(NamedTuple):
 def annealed_warmup(
     *,
     num_starts: int,
-    num_first_steps: int,
     num_descent_steps: int,
     num_modes: int,
     num_steps: int,
@@ -67,7 +66,7 @@ def annealed_warmup(
     """Find `center`, `scale`, `width`, `modes`, `base_scale`, `step_size`, `num_steps`.
 
     Args:
-        num_starts, num_first_steps, num_descent_steps, num_modes: of the pilot.
+        num_starts, num_descent_steps, num_modes: of the pilot.
         num_steps: Langevin steps of the paths of warm-up.
         accuracy: error of the mean log density, in its standard deviations, that the
             number found may leave.
@@ -82,7 +81,6 @@ def annealed_warmup(
             position,
             target,
             num_starts=num_starts,
-            num_first_steps=num_first_steps,
             num_looks=LOOKS * num_starts,
             num_steps=num_descent_steps,
             num_modes=num_modes,

@@ -26,12 +26,12 @@ WIDEST, NARROWEST = 10.0, 1e-4
 
 #: A log density this much above that of the known modes says that there is another.
 UNEXPLAINED = 3.0
+#: An end of a descent is no mode where a Newton step goes farther, in widths, squared.
+ARRIVED = 0.1
 #: Points that are looked at for each start.
 LOOKS = 8
-#: What the options of a kernel say of its pilot.
+#: What a kernel's option says of it.
 NUM_STARTS = "starts of the pilot, which looks at eight times as many further points"
-NUM_FIRST_STEPS = "gradients of each of its descents"
-NUM_DESCENT_STEPS = "further gradients at each mode kept"
 #: Descents of a round that looks for it, and the most rounds.
 NUM_UNEXPLAINED, MAX_ROUNDS = 32, 8
 
@@ -123,11 +123,13 @@ def run_pilot(
             looks[few]
         )
         more, count = _laplace(scaled, ends, values, keys[1])
+        arrived = _newton_decrement(scaled, more) < ARRIVED
+        more = more._replace(values=jnp.where(arrived, more.values, -jnp.inf))
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), found, more)
         best = jnp.argsort(-both.weights)[: len(found.ends)]
         found, before = jax.tree.map(lambda a: a[best], both), number
         number = jnp.sum(found.weights > 0)
-        spent = spent + num_looks + jnp.sum(counts) + count
+        spent = spent + num_looks + jnp.sum(counts) + count + len(few)
         return found, number, number > before, i + 1, spent
 
     if num_looks:
@@ -188,6 +190,16 @@ def _laplace(logdensity, ends, values, rng_key) -> tuple[_Laplace, jax.Array]:
     width, axes = jax.vmap(_principal)(curvature)
     count = jnp.sum(products) + jnp.sum(probes)
     return _Laplace(ends, curvature, width, axes, values), count
+
+
+def _newton_decrement(logdensity, found: _Laplace) -> jax.Array:
+    """Squared length of the gradient at each end in widths of its mode, `(ends,)`."""
+
+    def one(u, width, axes):
+        grad = jax.grad(logdensity)(u)
+        return jnp.sum((width * (axes.T @ grad if axes.size else grad)) ** 2)
+
+    return jax.vmap(one)(found.ends, found.width, found.axes)
 
 
 def _surplus(logdensity, looks, found: _Laplace) -> jax.Array:

@@ -15,12 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from nutfree.adaptation import Warmup
 from nutfree.adaptation.annealed import annealed_warmup
-from nutfree.adaptation.pilot import (
-    NUM_DESCENT_STEPS,
-    NUM_FIRST_STEPS,
-    NUM_STARTS,
-    standardised,
-)
+from nutfree.adaptation.pilot import NUM_STARTS, standardised
 from nutfree.dynamics import skrock
 from nutfree.dynamics.denoisers import slow_fast
 from nutfree.dynamics.evaluation import counted_value_and_grad, flatten
@@ -159,15 +154,13 @@ def path_kernel(walk: Callable, *, num_jumps: int, polished: bool = True) -> Cal
 
 def warmup(
     *,
-    num_starts: int = 1024,
-    num_first_steps: int = 10,
-    num_descent_steps: int = 60,
+    num_starts: int = 256,
+    num_descent_steps: int = 100,
     num_modes: int = 64,
     accuracy: float = 0.05,
 ) -> Warmup:
     return annealed_warmup(
         num_starts=num_starts,
-        num_first_steps=num_first_steps,
         num_descent_steps=num_descent_steps,
         num_modes=num_modes,
         num_steps=NUM_STEPS,
@@ -186,9 +179,8 @@ class PathOptions:
         le=1,
     )
     num_jumps: int = option(12, "Metropolis jumps between modes, among them", ge=0)
-    num_starts: int = option(1024, NUM_STARTS, ge=2)
-    num_first_steps: int = option(10, NUM_FIRST_STEPS, ge=1)
-    num_descent_steps: int = option(60, NUM_DESCENT_STEPS, ge=1)
+    num_starts: int = option(256, NUM_STARTS, ge=2)
+    num_descent_steps: int = option(100, "gradients of each of its descents", ge=1)
     num_modes: int = option(64, "the most modes that it keeps", ge=1)
     step_size: float | None = option(
         None, "step of the last Langevin moves, in widths of a mode", gt=0, tuned=True

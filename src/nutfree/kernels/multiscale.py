@@ -24,12 +24,7 @@ from jax.flatten_util import ravel_pytree
 
 from nutfree.adaptation import Warmup
 from nutfree.adaptation.mixture import mixture_warmup
-from nutfree.adaptation.pilot import (
-    NUM_DESCENT_STEPS,
-    NUM_FIRST_STEPS,
-    NUM_STARTS,
-    standardised,
-)
+from nutfree.adaptation.pilot import NUM_STARTS, standardised
 from nutfree.dynamics.evaluation import counted_value_and_grad, flatten
 from nutfree.dynamics.mixture import TAILS
 from nutfree.dynamics.modes import number_of
@@ -179,8 +174,8 @@ class Options:
     num_rounds: int = option(2, "rounds of local moves, jumps and global moves", ge=1)
     num_steps: int = option(5, "leapfrog steps of a local move", ge=1)
     num_starts: int = option(1024, NUM_STARTS, ge=2)
-    num_first_steps: int = option(10, NUM_FIRST_STEPS, ge=1)
-    num_descent_steps: int = option(60, NUM_DESCENT_STEPS, ge=1)
+    num_first_steps: int = option(10, "gradients of each of its descents", ge=1)
+    num_descent_steps: int = option(60, "further gradients at each mode kept", ge=1)
     num_modes: int | None = option(
         None,
         "the most modes that it keeps; by default 256, or fewer where their "

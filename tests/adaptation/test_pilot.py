@@ -115,6 +115,20 @@ def test_starts_in_a_steep_wall_leave_the_scale_finite():
     np.testing.assert_allclose(found.scale, 2**-0.5, rtol=0.01)
 
 
+def test_descents_from_a_wall_into_a_tail_arrive():
+    """The curvature of a wall, met on the way, must not keep the steps in the tail
+    short: log of a gamma(1/2) variable, and a Cauchy."""
+
+    def cauchy(x):
+        return -jnp.sum(jnp.log1p(x**2))
+
+    for seed in range(3):
+        found = pilot(lambda x: jnp.sum(0.5 * x - jnp.exp(x)), jnp.zeros(1), seed)
+        np.testing.assert_allclose(found.scale, 2**0.5, rtol=0.03)
+        found = pilot(cauchy, jnp.zeros(2), seed)
+        np.testing.assert_allclose(found.scale, 2**-0.5, rtol=0.03)
+
+
 def test_a_direction_without_density_of_its_own_stays_wide():
     found = pilot(lambda x: -0.5 * x[0] ** 2, jnp.ones(2), num_starts=64)
     np.testing.assert_allclose(found.scale[0], 1.0, rtol=0.1)
@@ -150,18 +164,29 @@ def test_a_mode_that_few_starts_lead_to_is_found_by_looks():
         np.testing.assert_allclose(weights(seed, 4096), 0.5, atol=0.01)
 
 
-def test_looks_end_when_a_round_finds_no_mode():
-    # in two dimensions every mode is found at once; then one round, its looks, its
-    # descents, and at each end two products with the curvature and a gradient
-    options = {"num_starts": 64, "num_first_steps": 7, "num_modes": 40, "num_steps": 9}
+def test_looks_at_a_density_that_the_modes_explain_cost_themselves():
+    options = {"num_starts": 64, "num_first_steps": 7, "num_modes": 40}
     first = pilot(ring, jnp.zeros(2), **options).num_grad_evals
     found = pilot(ring, jnp.zeros(2), num_looks=500, **options)
-    assert found.num_grad_evals == first + 500 + 32 * (9 + 2 * 2 + 1)
+    assert found.num_grad_evals == first + 500
+
+
+def test_looks_end_when_a_round_finds_no_mode():
+    def student(x):
+        return -1.5 * jnp.log1p(x @ x)
+
+    options = {"num_starts": 64, "num_first_steps": 7, "num_modes": 32}
+    first = pilot(student, jnp.zeros(2), **options).num_grad_evals
+    found = pilot(student, jnp.zeros(2), num_looks=500, **options)
+    # its tails are more than the mode says: one round of descents, and at each end two
+    # products with the curvature and a gradient, and the width where that is flat
+    one_round = 32 * (60 + 2 * 2 + 1)
+    assert one_round <= found.num_grad_evals - first - 500 < 1.1 * one_round
 
 
 def test_a_descent_that_has_not_arrived_is_no_mode():
     """Looks into the tails of a Cauchy density lead to descents without an end."""
-    options = {"num_starts": 64, "num_first_steps": 10, "num_modes": 8}
+    options = {"num_starts": 64, "num_first_steps": 30, "num_modes": 32}
     found = pilot(lambda x: -jnp.sum(jnp.log1p(x**2)), jnp.zeros(2), **options)
     again = pilot(
         lambda x: -jnp.sum(jnp.log1p(x**2)), jnp.zeros(2), num_looks=512, **options

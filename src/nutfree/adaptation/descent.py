@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from nutfree.dynamics.evaluation import is_finite
 
 MEMORY = 8
+#: Where -log pi curves less than this along a step, it is taken to curve so much; what
+#: an earlier wall said would else keep the steps short in a tail.
+FLAT = 1e-4
 
 
 class _Descent(NamedTuple):
@@ -45,6 +48,8 @@ def descend(evaluate, u: jax.Array, num_steps: int) -> tuple:
         value, grad, count = evaluate(u, s.spent)
         accepted = is_finite(value, grad) & (value > s.value)
         change = jnp.where(accepted, s.grad - grad, 0.0)
+        flat = change @ move < FLAT * (move @ move)
+        change = jnp.where(flat, FLAT * move, change)
         useful = accepted & (change @ move > 1e-8 * (change @ change))
 
         def push(old, new):

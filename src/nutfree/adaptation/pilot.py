@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from nutfree.adaptation.descent import descend
@@ -32,8 +33,8 @@ ARRIVED = 0.1
 LOOKS = 8
 #: What a kernel's option says of it.
 NUM_STARTS = "starts of the pilot, which looks at eight times as many further points"
-#: Descents of a round that looks for it, and the most rounds.
-NUM_UNEXPLAINED, MAX_ROUNDS = 32, 8
+#: Descents of a round, and the most rounds that look for it.
+NUM_DESCENTS, MAX_ROUNDS = 32, 8
 
 
 class Pilot(NamedTuple):
@@ -88,57 +89,67 @@ def run_pilot(
         num_first_steps: where it is not 0, every start makes only so many steps, and
             `num_modes` of their ends, as far apart as can be, the rest.
         num_looks: further points like the starts, at which the density is compared with
-            what the modes make of it. From `NUM_UNEXPLAINED` of those where it is more
-            there are descents too, and if they find a mode it is looked for again, up
-            to `MAX_ROUNDS` times.
+            what the modes make of it. From `NUM_DESCENTS` of those where it is more
+            there are descents too, and while they find modes it is looked for again,
+            up to `MAX_ROUNDS` times.
         widest: the starts lie up to this many times as far out as prior draws.
     """
     x, logdensity, _ = flatten(position, target)
-    start_key, probe_key, look_key = jax.random.split(rng_key, 3)
-    starts = _starts(start_key, x, target, num_starts)
+    start_key, probe_key = jax.random.split(rng_key)
+    number = num_starts + num_looks
+    points = _starts(start_key, x, target, number)
+    # they may be ever farther out
+    own = np.arange(num_starts) * number // num_starts
+    starts, looks = points[own], jnp.delete(points, own, axis=0)
     origin, unit = _median_and_spread(starts)
     scaled = standardised(logdensity, origin, unit)
     evaluate = counted_value_and_grad(scaled)
 
+    looks = (looks - origin) / unit
     ends = (starts - origin) / unit
     ends = ends * jnp.linspace(1.0, widest, num_starts, dtype=x.dtype)[:, None]
-    first_counts = jnp.zeros((), int)
+    spent = jnp.asarray(num_looks)
     if num_first_steps:
         ends, values, counts = jax.vmap(
             lambda u: descend(evaluate, u, num_first_steps)
         )(ends)
-        first_counts = jnp.sum(counts)
+        spent = spent + jnp.sum(counts)
         ends = ends[far_apart(ends, values, min(num_modes, num_starts))]
-    ends, values, counts = jax.vmap(lambda u: descend(evaluate, u, num_steps))(ends)
-    found, count = _laplace(scaled, ends, values, probe_key)
-    spent = first_counts + jnp.sum(counts) + count
 
-    def look(carry):
-        found, number, _, i, spent = carry
-        keys = jax.random.split(jax.random.fold_in(look_key, i))
-        looks = (_starts(keys[0], x, target, num_looks) - origin) / unit
-        surplus = _surplus(scaled, looks, found)
-        few = far_apart(looks, surplus, min(NUM_UNEXPLAINED, num_looks))
-        ends, values, counts = jax.vmap(lambda u: descend(evaluate, u, num_steps))(
-            looks[few]
-        )
-        more, count = _laplace(scaled, ends, values, keys[1])
-        arrived = _newton_decrement(scaled, more) < ARRIVED
-        more = more._replace(values=jnp.where(arrived, more.values, -jnp.inf))
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), found, more)
-        best = jnp.argsort(-both.weights)[: len(found.ends)]
-        found, before = jax.tree.map(lambda a: a[best], both), number
+    # one program for the starts and the looks, which are as many descents a round
+    size = min(NUM_DESCENTS, len(ends))
+    num_first = -(-len(ends) // size)
+    most = num_first + MAX_ROUNDS
+
+    def descents(carry: _Rounds) -> _Rounds:
+        found, seen, i = carry.modes, carry.seen, carry.i
+        first = i < num_first
+        points = ends[(i * size + jnp.arange(size)) % len(ends)]
+        if num_looks:
+            few = far_apart(looks, carry.surplus, size)
+            points = jnp.where(first, points, looks[few])
+            # a descent from the same point would end in the same mode
+            seen = jnp.where(first, seen, seen.at[few].set(-jnp.inf))
+        u, values, counts = jax.vmap(lambda u: descend(evaluate, u, num_steps))(points)
+        new, count = _laplace(scaled, u, values, jax.random.fold_in(probe_key, i))
+        arrived = first | (_newton_decrement(scaled, new) < ARRIVED)
+        new = new._replace(values=jnp.where(arrived, new.values, -jnp.inf))
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), found, new)
+        best = jnp.argsort(-both.weights)[: len(ends)]
+        found = jax.tree.map(lambda a: a[best], both)
         number = jnp.sum(found.weights > 0)
-        spent = spent + num_looks + jnp.sum(counts) + count + len(few)
-        return found, number, number > before, i + 1, spent
+        surplus = _surplus(looks, seen, found)
+        more = (first | (number > carry.number)) & jnp.any(surplus > UNEXPLAINED)
+        more = (i + 1 < num_first) | (more & (i + 1 < most))
+        spent = carry.spent + jnp.sum(counts) + count + jnp.where(first, 0, size)
+        return _Rounds(found, number, seen, surplus, more, i + 1, spent)
 
-    if num_looks:
-        first = (found, jnp.sum(found.weights > 0), jnp.asarray(True), 0, spent)
-        found, *_, spent = jax.lax.while_loop(
-            lambda carry: carry[2] & (carry[3] < MAX_ROUNDS), look, first
-        )
-    ends, curvature, width, axes, _ = found
-    weight = found.weights
+    none = jnp.asarray(0)
+    seen = jax.lax.map(scaled, looks, batch_size=256)
+    start = _Rounds(_unknown(ends), none, seen, seen, jnp.asarray(True), none, spent)
+    rounds = jax.lax.while_loop(lambda carry: carry.more, descents, start)
+    ends, curvature, width, axes, _ = rounds.modes
+    weight = rounds.modes.weights
 
     middle = weight @ ends
     variance = jax.vmap(lambda a, w: a**2 @ w**2 if a.size else w**2)(axes, width)
@@ -155,7 +166,7 @@ def run_pilot(
         jnp.exp(weight[best] @ jnp.log(conditional) / jnp.sum(weight[best])),
         modes,
         origin + unit * ends[best[0]],
-        spent,
+        rounds.spent,
     )
 
 
@@ -172,6 +183,36 @@ class _Laplace(NamedTuple):
     def weights(self) -> jax.Array:
         log_mass = self.values + jnp.sum(jnp.log(self.width), axis=-1)
         return _weights(self.ends, self.width, self.axes, log_mass)
+
+
+class _Rounds(NamedTuple):
+    """What the descents so far have found.
+
+    modes, number : the best of their ends, and how many are modes of their own.
+    seen : log density at each look; -inf where there was a descent from it.
+    surplus : by how much that is above what the modes make of it.
+    more : whether another round follows.
+    i, spent : rounds, and gradients.
+    """
+
+    modes: _Laplace
+    number: jax.Array
+    seen: jax.Array
+    surplus: jax.Array
+    more: jax.Array
+    i: jax.Array
+    spent: jax.Array
+
+
+def _unknown(points: jax.Array) -> _Laplace:
+    """Nothing found yet, and no density told anywhere."""
+    number, dim = points.shape
+    ones = jnp.ones_like(points)
+    if dim > MAX_DENSE:
+        axes = jnp.zeros((number, 0, 0), points.dtype)
+        return _Laplace(points, ones, ones, axes, jnp.full_like(ones[:, 0], -jnp.inf))
+    axes = jnp.broadcast_to(jnp.eye(dim, dtype=points.dtype), (number, dim, dim))
+    return _Laplace(points, axes, ones, axes, jnp.full_like(ones[:, 0], -jnp.inf))
 
 
 def _laplace(logdensity, ends, values, rng_key) -> tuple[_Laplace, jax.Array]:
@@ -202,19 +243,18 @@ def _newton_decrement(logdensity, found: _Laplace) -> jax.Array:
     return jax.vmap(one)(found.ends, found.width, found.axes)
 
 
-def _surplus(logdensity, looks, found: _Laplace) -> jax.Array:
-    """By how much the log density at each look is above that of the modes; -inf where
-    that is less than `UNEXPLAINED`."""
+def _surplus(looks, seen, found: _Laplace) -> jax.Array:
+    """By how much the log density `seen` at each look is above that of the modes; -inf
+    where that is less than `UNEXPLAINED`."""
+    heights = jnp.where(jnp.isfinite(found.values), found.values, -jnp.inf)
 
-    def one(u):
+    def known(u):
         z = jax.vmap(lambda c, w, a: ((u - c) @ a if a.size else u - c) / w)(
             found.ends, found.width, found.axes
         )
-        heights = jnp.where(jnp.isfinite(found.values), found.values, -jnp.inf)
-        known = jax.nn.logsumexp(heights - 0.5 * jnp.sum(z**2, axis=-1))
-        return logdensity(u) - known
+        return jax.nn.logsumexp(heights - 0.5 * jnp.sum(z**2, axis=-1))
 
-    surplus = jax.lax.map(one, looks, batch_size=256)
+    surplus = seen - jax.lax.map(known, looks, batch_size=256)
     return jnp.where(surplus > UNEXPLAINED, surplus, -jnp.inf)
 
 

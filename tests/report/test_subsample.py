@@ -152,6 +152,20 @@ def test_draws_that_are_wrong_do_not(spoil, data, laplace):
     assert not cross_check(tree, model, num_rows=4000, **data).agrees
 
 
+@pytest.mark.parametrize(("wide", "agrees"), [(1.0, True), (1.5, False)])
+def test_draws_over_rows_on_disk_are_checked_alike(
+    wide, agrees, data, laplace, tmp_path
+):
+    for name, value in data.items():
+        np.save(tmp_path / f"{name}.npy", value)
+    rows = {name: tmp_path / f"{name}.npy" for name in data}
+    stored = nf.rows(**rows, window_rows=8000, block_rows=50)
+    tree = tree_of(gaussian(laplace, 4000, wide=wide))
+    found = cross_check(tree, model, num_rows=4000, **stored)
+    assert found.agrees is agrees, str(found)
+    assert found.num_rows == 4000
+
+
 def test_a_model_without_rows_is_refused_with_what_to_write():
     def plain():
         numpyro.sample("beta", dist.Normal(0, 1).expand([DIM]).to_event(1))

@@ -20,7 +20,7 @@ from numpyro.primitives import Messenger
 
 from nutfree.dynamics.gradients import sum_rows
 from nutfree.errors import InvalidData, UnsupportedModel
-from nutfree.frontends.disk import Source
+from nutfree.frontends.disk import DiskRows, Source
 from nutfree.frontends.handlers import full_data
 from nutfree.frontends.plates import row_terms
 from nutfree.target import InOrder, Minibatch, Target
@@ -101,11 +101,11 @@ for _name in ("T", "astype", "dot", "max", "mean", "min", "reshape", "std", "sum
     setattr(Window, _name, property(Window._refuse))
 
 
-def _is(kind: type) -> Callable[[Any], bool]:
+def _is(kind: type | tuple[type, ...]) -> Callable[[Any], bool]:
     return lambda leaf: isinstance(leaf, kind)
 
 
-def find(kind: type, tree: Any) -> list:
+def find(kind: type | tuple[type, ...], tree: Any) -> list:
     """The leaves of a tree that are of a kind."""
     return [x for x in jax.tree.leaves(tree, is_leaf=_is(kind)) if isinstance(x, kind)]
 
@@ -114,6 +114,29 @@ def replaced(kind: type, by: Callable, tree: Any) -> Any:
     return jax.tree.map(
         lambda x: by(x) if isinstance(x, kind) else x, tree, is_leaf=_is(kind)
     )
+
+
+def only_source(tree: Any) -> Source:
+    """Where the rows of a tree, which has some, are from."""
+    sources = {rows.source for rows in find((DiskRows, Window), tree)}
+    if len(sources) > 1:
+        raise InvalidData("Pass the arrays of a single nutfree.rows(...).")
+    return sources.pop()
+
+
+def windowed(tree: Any, source: Source, arrays: dict) -> Any:
+    """The arguments with windows of `on_devices`' arrays for those on disk."""
+    return replaced(
+        DiskRows, lambda rows: Window(source, rows.name, arrays[rows.name]), tree
+    )
+
+
+def first_window(tree: Any, seed: int) -> Any:
+    """The arguments with random rows in memory for those on disk."""
+    if not find(DiskRows, tree):
+        return tree
+    source = only_source(tree)
+    return windowed(tree, source, on_devices(source, source.window([seed], 0)))
 
 
 def in_memory(tree: Any) -> Any:
@@ -216,10 +239,7 @@ def streamed_target(frontend: Any, args: tuple, kwargs: dict) -> Target:
     Args:
         frontend: the `ModelFrontend` of the model on a few rows.
     """
-    windows = find(Window, (args, kwargs))
-    source = windows[0].source
-    if any(w.source is not source for w in windows):
-        raise InvalidData("Pass the arrays of a single nutfree.rows(...).")
+    source = only_source((args, kwargs))
     plate, num_data = frontend.plate, source.num_data
     model = from_windows(frontend.model, plate=plate) if plate else frontend.model
 

@@ -20,9 +20,15 @@ import jax
 import numpy as np
 from numpyro.infer.mcmc import MCMCKernel
 
-from nutfree.errors import InvalidData, InvalidOption, MissingCapability
+from nutfree.errors import InvalidOption, MissingCapability
 from nutfree.frontends.disk import DiskRows, Source
-from nutfree.frontends.windows import Window, find, in_memory, on_devices, replaced
+from nutfree.frontends.windows import (
+    in_memory,
+    on_devices,
+    only_source,
+    replaced,
+    windowed,
+)
 from nutfree.hosts.numpyro import NutfreeKernel
 from nutfree.hosts.pieces import PiecewiseMCMC
 
@@ -84,10 +90,7 @@ class StreamedMCMC(PiecewiseMCMC):
 
     def run(self, rng_key, *args, extra_fields=(), init_params=None, **kwargs) -> None:
         self._raw = (args, kwargs)
-        sources = {rows.source for rows in find(DiskRows, self._raw)}
-        if len(sources) > 1:
-            raise InvalidData("Pass the arrays of a single nutfree.rows(...).")
-        self._source, self._use = sources.pop(), 0.0
+        self._source, self._use = only_source(self._raw), 0.0
         self._seed = np.asarray(jax.random.key_data(rng_key)).ravel().tolist()
         self._ahead: dict[int, Future] = {}
         first = self._source.window(self._seed, 0)
@@ -136,9 +139,7 @@ class StreamedMCMC(PiecewiseMCMC):
     def _data(self, *feed):
         if not feed:
             return self._args, self._kwargs
-        source, arrays = self._source, feed[0]
-        window = lambda rows: Window(source, rows.name, arrays[rows.name])  # noqa: E731
-        return replaced(DiskRows, window, self._raw)
+        return windowed(self._raw, self._source, feed[0])
 
     def _feed(self) -> dict[str, jax.Array]:
         """The next window, on the devices."""

@@ -27,7 +27,7 @@ from nutfree.dynamics.gradients import (
     control_variate,
     flat_minibatch,
 )
-from nutfree.dynamics.rows import draw_rows, require_fixed_rows
+from nutfree.dynamics.rows import draw_rows
 from nutfree.errors import MissingCapability
 from nutfree.frontends.programs import in_full_precision
 from nutfree.target import Minibatch, Target
@@ -113,14 +113,10 @@ def surrogate(
 
     Returns:
         `x -> log density`, of a vector, up to a constant. It costs m/N passes.
-
-    Raises:
-        MissingCapability: for rows on disk.
     """
     assert target.minibatch is not None
     start, unravel = ravel_pytree(target.position)
     minibatch = flat_minibatch(target.minibatch, unravel)
-    require_fixed_rows(minibatch, "A check on a subsample")
     x = np.asarray(draws, np.float64)
     control = _at_centre(minibatch, x, start.dtype, centre)
     rows = draw_rows(jax.random.key(seed), minibatch.num_data, num_rows, False)
@@ -202,7 +198,8 @@ def cross_check(
     Args:
         tree: draws of the model, from `nutfree.sample`.
         model: the NumPyro model, or a `Target` with `minibatch`.
-        *args, **kwargs: the model's arguments, all rows of them.
+        *args, **kwargs: the model's arguments, all rows of them, or those of
+            `nutfree.rows`; then the subsample is from one window of these.
         num_rows: of the subsample.
         num_warmup, num_samples: of NUTS.
         seed: of the subsample and of the chain.
@@ -214,12 +211,14 @@ def cross_check(
     import pandas as pd
 
     from nutfree.frontends.numpyro import model_target
+    from nutfree.frontends.windows import first_window
     from nutfree.hosts.numpyro import kernel
     from nutfree.hosts.sample import sample
     from nutfree.report.judge import unconstrained_draws
 
     target = model
     if not isinstance(model, Target):
+        args, kwargs = first_window((args, kwargs), seed)
         target = model_target(model, args, kwargs, plate=plate)
     if target.minibatch is None:
         raise MissingCapability(

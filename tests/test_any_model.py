@@ -36,8 +36,8 @@ def school_data():
     }
 
 
-#: The quick suite runs a walker, an independent draw, an ensemble and a split.
-QUICK = {"mala", "multalmc", "ensemble", "myula"}
+#: The quick suite runs a walker and an independent draw.
+QUICK = {"mala", "multalmc"}
 TARGET = model_target(school_years, (), school_data())
 
 

@@ -121,7 +121,11 @@ def test_both_hosts_make_the_same_draws_also_without_warmup(name):
     np.testing.assert_allclose(draws, flat_draws(mcmc)[0], rtol=2e-3, atol=2e-3)
 
 
-@whole_runs
+@pytest.mark.parametrize(
+    # of independent draws too: tests/hosts/test_sample.py
+    "name",
+    [kernel_param(n, quick=n in WHOLE - {"multalmc"}) for n in SPECS],
+)
 def test_chain_methods_make_the_same_draws_in_float64(name):
     with jax.enable_x64(True):
         runs = [

@@ -96,7 +96,7 @@ def test_shifts_reach_modes_that_are_too_many_to_be_known():
         return jnp.sum(-(x**4) + 6 * x**2 + 0.2 * x)
 
     kernel = nf.kernel("multiscale", Target(wells, position=jnp.zeros(8)), num_modes=16)
-    settings = {"num_warmup": 500, "num_samples": 4000, "num_chains": 4}
+    settings = {"num_warmup": 500, "num_samples": 8000, "num_chains": 4}
     with pytest.warns(UserWarning, match="num_modes=64"):
         tree = nf.sample(kernel, progress_bar=False, **settings)
     inside = (np.asarray(tree["posterior"]["x"]) > 0).astype(float)

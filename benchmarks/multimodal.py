@@ -1,11 +1,12 @@
 """Multimodal: weights of the modes, shape, evidence, and gradients, at equal gradients.
 
 Every sampler gets the same number of gradients over four chains, pilots and warm-up
-included, and makes of it as many draws as it can; at most 8,000 of them, evenly
-thinned, are judged. `tv / floor` and `W2 / floor` up to 1.2 are as good as exact draws
-of that number: a floor is the 95 % quantile over exact samples. There are as many
-effective draws as the bulk ESS, over all chains, of the worst mode says, but no more
-than exact draws would be whose total variation is that far off in one case of twenty:
+included, and makes of it as many draws as it can; at most 32,000 of them, evenly
+thinned, are kept, and 8,000 of those judged. `tv / floor` and `W2 / floor` up to 1.2
+are as good as exact draws of that number: a floor is the 95 % quantile over exact
+samples. There are as many effective draws as the bulk ESS, of those kept, over all
+chains, of the worst mode says, but no more than exact draws would be whose total
+variation is that far off in one case of twenty:
 particles of one run of SMC share an error that no autocorrelation shows. A mode that
 should have ten draws and has none makes them zero. The evidence is of those samplers
 that estimate one and those targets that have a known one.
@@ -36,7 +37,7 @@ from nutfree.report.modes import thin
 
 OURS = ("multiscale", "multalmc", "multcdiff", "clc")
 PEERS = ("blackjax.tempered_smc", "parallel tempering", "nuts")
-NUM_CHAINS, MAX_DRAWS = 4, 2000
+NUM_CHAINS, MAX_DRAWS, JUDGED = 4, 8000, 8000
 
 
 class Run(NamedTuple):
@@ -163,10 +164,17 @@ def judge(target: Multimodal, run: Run, exact: Exact | None) -> dict[str, float]
     flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in run.draws.items()}
     shape = next(iter(run.draws.values())).shape[:2]
     parts = target.assign(flat)
-    share, count = parts.mean(0), len(parts)
-    tv, floor = total_variation(share, target.weights), target.tv_floor(count)
+
+    def distance(parts):
+        share, floor = parts.mean(0), target.tv_floor(len(parts))
+        return share, total_variation(share, target.weights), floor
+
+    _, apart, floor = distance(parts)
     ess = effective_draws(parts.reshape(*shape, -1), target.weights)
-    ess = min(ess, count * (floor / max(tv, 1e-9)) ** 2)
+    ess = min(ess, len(parts) * (floor / max(apart, 1e-9)) ** 2)
+    judged = thin(parts, JUDGED)
+    count = len(judged)
+    share, tv, floor = distance(judged)
     figures = {
         "tv": tv,
         "tv / floor": tv / floor,

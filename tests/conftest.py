@@ -33,10 +33,12 @@ FAST_COMPILE = "--xla_cpu_opt_preset=fast_compile"
 def _knows(flag: str) -> bool:
     name = flag.lstrip("-").partition("=")[0].encode()
     for library in Path(importlib.util.find_spec("jaxlib").origin).parent.glob("*.so"):
-        with open(library, "rb") as file:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                if content.find(name) >= 0:
-                    return True
+        with (
+            open(library, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            if content.find(name) >= 0:
+                return True
     return False
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nutfree.dynamics.mixture import Mixture, draw, log_density
-from nutfree.dynamics.modes import modes_of, shifts_between
+from nutfree.dynamics.modes import modes_of, shifts_between, summands
 from nutfree.dynamics.moves import global_move, jump_move, local_move, placed
 from nutfree.dynamics.polish import Point
 from tests.dynamics.test_polish import EVALUATE, MODES, exact_draws
@@ -90,3 +90,33 @@ def test_mixture_is_the_normalised_density_of_its_draws():
     for edge in (-5.0, -1.3, -1.0, 0.0, 1.0, 2.0, 3.0, 6.0):
         expected = mass[np.searchsorted(grid[:, 0], edge)]
         assert abs((draws < edge).mean() - expected) < 4.5 * 0.5 / 100_000**0.5 + 1e-3
+
+
+def at_points(points):
+    ones = jnp.ones_like(points)
+    axes = jnp.broadcast_to(jnp.eye(points.shape[1]), (*points.shape, points.shape[1]))
+    return modes_of(points, ones, axes, jnp.zeros(len(points)))
+
+
+def test_of_modes_too_many_to_be_known_the_ways_between_wells_are_found():
+    """A hundred of 2^12 combinations, hardly any two a single well apart."""
+    steps = np.linspace(3.0, 5.0, 12)
+    right = np.random.default_rng(0).random((100, 12)) > 0.5
+    shifts = shifts_between(at_points(jnp.asarray(right * steps, jnp.float32)))
+    assert list(shifts.number) == [256, 12]
+    found = np.abs(shifts.between[1, :12])
+    np.testing.assert_allclose(found[found.argmax(1).argsort()], np.diag(steps), 1e-3)
+
+
+def test_modes_that_are_known_have_no_other_shifts_and_one_mode_has_none():
+    points = jax.random.normal(jax.random.key(0), (8, 3))
+    modes = at_points(points)._replace(log_weight=jnp.log(jnp.arange(8) < 4.0))
+    assert list(shifts_between(modes).number) == [6, 0]
+    assert list(shifts_between(at_points(points[:1])).number) == [0, 0]
+
+
+def test_summands_are_of_what_is_there():
+    vectors = jnp.array([[4.0, 0.0], [4.0, 3.0], [0.0, 3.0], [9.0, 9.0]])
+    found, live = summands(vectors, jnp.array([True, True, True, False]))
+    assert list(live) == [True, True, False, False]
+    np.testing.assert_allclose(np.abs(found[:2]).sum(0), [4.0, 3.0])

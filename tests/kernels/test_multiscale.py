@@ -128,6 +128,13 @@ def test_pilot_with_no_room_for_all_modes_tells_the_user():
         run_pilot(THREE, num_modes=16)
 
 
+def test_room_for_a_single_mode():
+    _, info, _ = sample(
+        THREE, spec=SPEC, num_warmup=20, num_samples=20, num_starts=16, num_modes=1
+    )
+    assert (info.num_grad_evals == 2 * (5 + 2)).all()
+
+
 @pytest.mark.slow
 def test_modes_that_the_pilot_found_are_in_the_report():
     kernel = nf.kernel("multiscale", THREE, num_starts=64, num_modes=16)

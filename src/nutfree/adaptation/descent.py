@@ -26,7 +26,7 @@ class _Descent(NamedTuple):
     spent: jax.Array
 
 
-def descend(evaluate, u: jax.Array, num_steps: int) -> tuple:
+def descend(evaluate, u: jax.Array, num_steps: int | jax.Array) -> tuple:
     """L-BFGS in a trust region: one gradient a step, and no step that goes down.
 
     Args:

@@ -1,10 +1,11 @@
 """Warm-up of a mixture proposal: a pilot's modes, refined by the draws they hold.
 
-Each draw belongs to one mode. That mode's centre and covariance are the posterior mean
-of a normal-inverse-Wishart model whose prior is the Laplace approximation, its weight
-the share of the chain that it holds (Rao-Blackwellised over the global moves), with the
-pilot's weight as a prior and a floor, so that none dies. What was learnt earlier counts
-half as much after 16, 32, 64... transitions.
+Each draw belongs to one mode, or to none that is known where modes are too many to be
+known and it lies far from each. That mode's centre and covariance are the posterior
+mean of a normal-inverse-Wishart model whose prior is the Laplace approximation, its
+weight the share of the chain that it holds (Rao-Blackwellised over the global moves),
+with the pilot's weight as a prior and a floor, so that none dies. What was learnt
+earlier counts half as much after 16, 32, 64... transitions.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +20,10 @@ from nutfree.adaptation.pilot import LOOKS, MAX_DENSE, run_pilot
 from nutfree.dynamics.evaluation import flatten
 from nutfree.dynamics.mixture import TAIL_SHARES, TAILS, Mixture, mixture_at
 from nutfree.dynamics.modes import (
+    Mode,
     Modes,
+    crowded,
+    into_axes,
     log_shares,
     mode_at,
     shifts_between,
@@ -34,6 +38,8 @@ FLOOR = 0.1
 SHIFT_SHARE = 0.9
 #: A mode of less than this share of the pilot's mass is not proposed.
 LEAST_LOG_WEIGHT = -15.0
+#: Standard deviations from a mode within which a draw belongs to it.
+WITHIN = 5.0
 #: Covariances of this many numbers, a megabyte, are read at every move.
 MAX_NUMBERS = 2**18
 
@@ -45,7 +51,7 @@ class MixtureState(NamedTuple):
     held, mean, scatter : of the draws of each mode, (modes,), (modes, d), and
         (modes, d, d) or (modes, d), the sum of squares about the mean.
     occupancy, tails : transitions that each mode and each tail held.
-    covered : mean acceptance of the global moves, times the transitions seen.
+    seen, covered : transitions, and those times the mean acceptance of global moves.
     """
 
     dual_averaging: Any
@@ -56,6 +62,7 @@ class MixtureState(NamedTuple):
     scatter: jax.Array
     occupancy: jax.Array
     tails: jax.Array
+    seen: jax.Array
     covered: jax.Array
 
 
@@ -80,6 +87,13 @@ def _refined(laplace: Modes, k, count, mean, scatter):
     eigenvalues, axes = jnp.linalg.eigh(0.5 * (both + both.T))
     floor = 1e-6 * jnp.max(eigenvalues)
     return center, jnp.sqrt(jnp.maximum(eigenvalues, floor)), axes
+
+
+def _within(mode: Mode, u) -> jax.Array:
+    """Whether a Gaussian draw of the mode could be as far out as u is."""
+    z = into_axes(mode.axes, u - mode.center) / mode.width
+    # chi square, its mean, and five standard deviations
+    return jnp.sum(z**2) < u.size + WITHIN * (2 * u.size) ** 0.5 + WITHIN**2
 
 
 def mixture_weights(log_prior, occupancy) -> jax.Array:
@@ -153,6 +167,7 @@ def mixture_warmup(
             jnp.zeros_like(modes.log_weight),
             jnp.zeros(len(TAILS), x.dtype),
             jnp.zeros((), x.dtype),
+            jnp.zeros((), x.dtype),
         )
         return AdaptationState(
             params, unravel(found.best), found.num_grad_evals, inner=inner
@@ -167,24 +182,26 @@ def mixture_warmup(
         x, _ = ravel_pytree(state.position)
         u = (x - params["center"]) / params["scale"]
         k = jnp.argmax(log_shares(modes, u))
+        belongs = ~crowded(inner.laplace) | _within(mode_at(modes, k), u)
         step = inner.step + 1
         halved = (step >= 16) & (jnp.bitwise_and(step, step - 1) == 0)
         keep = jnp.where(halved, 0.5, 1.0)
         held, scatter = keep * inner.held, keep * inner.scatter
-        n = held[k] + 1
-        away = u - inner.mean[k]
-        mean = inner.mean.at[k].add(away / n)
+        n = held[k] + belongs
+        away = belongs * (u - inner.mean[k])
+        mean = inner.mean.at[k].add(away / jnp.maximum(n, 1))
         dense = modes.axes.size > 0
         scatter = scatter.at[k].add(_outer(away, u - mean[k], dense))
         held = held.at[k].set(n)
         center, width, axes = _refined(inner.laplace, k, n, mean[k], scatter[k])
         occupancy = keep * inner.occupancy + info.occupancy
         tails = keep * inner.tails + info.tails
+        seen = keep * inner.seen + 1
         covered = keep * inner.covered + info.global_rate
-        # of all transitions but those forgotten
-        share = covered / (PRIOR_COUNT + jnp.sum(held))
-        seen = PRIOR_COUNT * jnp.asarray(TAIL_SHARES, tails.dtype) + tails
-        log_tail = jnp.log(jnp.maximum(seen / jnp.sum(seen), FLOOR))
+        share = covered / (PRIOR_COUNT + seen)
+        shares = PRIOR_COUNT * jnp.asarray(TAIL_SHARES, tails.dtype) + tails
+        shares = shares / jnp.sum(shares)
+        log_tail = jnp.log(jnp.maximum(shares, FLOOR))
         modes = with_mode(modes, k, center, width, axes)
         weights = mixture_weights(inner.laplace.log_weight, occupancy)
         mixture = Mixture(
@@ -205,6 +222,7 @@ def mixture_warmup(
             scatter,
             occupancy,
             tails,
+            seen,
             covered,
         )
         new = adapt_state._replace(params=params, inner=inner)

@@ -33,8 +33,14 @@ ARRIVED = 0.1
 LOOKS = 8
 #: What a kernel's option says of it.
 NUM_STARTS = "starts of the pilot, which looks at eight times as many further points"
-#: Descents of a round, and the most rounds that look for it.
-NUM_DESCENTS, MAX_ROUNDS = 32, 8
+#: Descents of a round; those from the starts are at least so many, and go on while
+#: they find modes; the most rounds that look for others, and for masses.
+NUM_DESCENTS, LEAST, MAX_ROUNDS = 32, 256, 8
+#: Descents from the starts, from looks to modes, and from looks to masses.
+STARTS, MODES, MASSES = 0, 1, 2
+#: The log mass of a place that is no mode, above that of all modes, with which it is
+#: taken for one: in a funnel the mode is where there is hardly any mass.
+OUTWEIGHS = 1.0
 
 
 class Pilot(NamedTuple):
@@ -114,39 +120,73 @@ def run_pilot(
             lambda u: descend(evaluate, u, num_first_steps)
         )(ends)
         spent = spent + jnp.sum(counts)
-        ends = ends[far_apart(ends, values, min(num_modes, num_starts))]
+        ends = ends[far_apart(ends, values, num_starts)]
 
     # one program for the starts and the looks, which are as many descents a round
-    size = min(NUM_DESCENTS, len(ends))
-    num_first = -(-len(ends) // size)
-    most = num_first + MAX_ROUNDS
+    size = min(NUM_DESCENTS, num_starts)
+    most = -(-num_starts // size)
+    least = min(most, -(-min(num_modes, LEAST) // size)) if num_first_steps else most
+    room = max(num_modes, least * size)
 
     def descents(carry: _Rounds) -> _Rounds:
-        found, seen, i = carry.modes, carry.seen, carry.i
-        first = i < num_first
-        points = ends[(i * size + jnp.arange(size)) % len(ends)]
+        found, seen, i, phase = carry.modes, carry.seen, carry.i, carry.phase
+        points = ends[(i * size + jnp.arange(size)) % num_starts]
         if num_looks:
             few = far_apart(looks, carry.surplus, size)
-            points = jnp.where(first, points, looks[few])
+            points = jnp.where(phase == STARTS, points, looks[few])
             # a descent from the same point would end in the same mode
-            seen = jnp.where(first, seen, seen.at[few].set(-jnp.inf))
-        u, values, counts = jax.vmap(lambda u: descend(evaluate, u, num_steps))(points)
+            seen = jnp.where(phase == STARTS, seen, seen.at[few].set(-jnp.inf))
+        length = jnp.where(phase == MASSES, num_first_steps, num_steps)
+        u, values, counts = jax.vmap(lambda u: descend(evaluate, u, length))(points)
         new, count = _laplace(scaled, u, values, jax.random.fold_in(probe_key, i))
-        arrived = first | (_newton_decrement(scaled, new) < ARRIVED)
-        new = new._replace(values=jnp.where(arrived, new.values, -jnp.inf))
+        arrived = (phase == STARTS) | (_newton_decrement(scaled, new) < ARRIVED)
+        heavy = new.log_mass > carry.heaviest + OUTWEIGHS
+        kept = jnp.where(phase == MASSES, heavy, arrived)
+        new = new._replace(values=jnp.where(kept, new.values, -jnp.inf))
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), found, new)
-        best = jnp.argsort(-both.weights)[: len(ends)]
+        best = jnp.argsort(-both.weights)[:room]
         found = jax.tree.map(lambda a: a[best], both)
         number = jnp.sum(found.weights > 0)
         surplus = _surplus(looks, seen, found)
-        more = (first | (number > carry.number)) & jnp.any(surplus > UNEXPLAINED)
-        more = (i + 1 < num_first) | (more & (i + 1 < most))
-        spent = carry.spent + jnp.sum(counts) + count + jnp.where(first, 0, size)
-        return _Rounds(found, number, seen, surplus, more, i + 1, spent)
+
+        looked = carry.looked + (phase > STARTS)
+        grew = number > carry.number
+        again = grew & jnp.where(
+            phase == STARTS, i + 1 < most, looked < phase * MAX_ROUNDS
+        )
+        again = again | ((phase == STARTS) & (i + 1 < least))
+        then = jnp.where(again, phase, phase + 1)
+        unexplained = jnp.any(surplus > UNEXPLAINED) & (then <= MASSES)
+        heaviest = jnp.where(phase == MASSES, carry.heaviest, jnp.max(found.log_mass))
+        spent = jnp.sum(counts) + count + jnp.where(phase > STARTS, size, 0)
+        return _Rounds(
+            modes=found,
+            number=number,
+            heaviest=heaviest,
+            seen=seen,
+            surplus=surplus,
+            phase=then,
+            more=(then == STARTS) | unexplained,
+            i=i + 1,
+            looked=looked,
+            spent=carry.spent + spent,
+        )
 
     none = jnp.asarray(0)
     seen = jax.lax.map(scaled, looks, batch_size=256)
-    start = _Rounds(_unknown(ends), none, seen, seen, jnp.asarray(True), none, spent)
+    unknown = _unknown(jnp.resize(ends, (room, x.size)))
+    start = _Rounds(
+        modes=unknown,
+        number=none,
+        heaviest=unknown.values[0],
+        seen=seen,
+        surplus=seen,
+        phase=jnp.asarray(STARTS),
+        more=jnp.asarray(True),
+        i=none,
+        looked=none,
+        spent=spent,
+    )
     rounds = jax.lax.while_loop(lambda carry: carry.more, descents, start)
     ends, curvature, width, axes, _ = rounds.modes
     weight = rounds.modes.weights
@@ -180,27 +220,35 @@ class _Laplace(NamedTuple):
     values: jax.Array
 
     @property
-    def weights(self) -> jax.Array:
+    def log_mass(self) -> jax.Array:
         log_mass = self.values + jnp.sum(jnp.log(self.width), axis=-1)
-        return _weights(self.ends, self.width, self.axes, log_mass)
+        return jnp.where(jnp.isfinite(log_mass), log_mass, -jnp.inf)
+
+    @property
+    def weights(self) -> jax.Array:
+        return _weights(self.ends, self.width, self.axes, self.log_mass)
 
 
 class _Rounds(NamedTuple):
     """What the descents so far have found.
 
     modes, number : the best of their ends, and how many are modes of their own.
+    heaviest : log mass of the heaviest of them.
     seen : log density at each look; -inf where there was a descent from it.
     surplus : by how much that is above what the modes make of it.
-    more : whether another round follows.
-    i, spent : rounds, and gradients.
+    phase, more : what the next round does, and whether there is one.
+    i, looked, spent : rounds, those of them from looks, and gradients.
     """
 
     modes: _Laplace
     number: jax.Array
+    heaviest: jax.Array
     seen: jax.Array
     surplus: jax.Array
+    phase: jax.Array
     more: jax.Array
     i: jax.Array
+    looked: jax.Array
     spent: jax.Array
 
 
@@ -362,7 +410,6 @@ def _principal(curvature) -> tuple[jax.Array, jax.Array]:
 
 def _weights(ends, width, axes, log_mass) -> jax.Array:
     """Each mode's share of the mass, given to the best of the ends that lie in it."""
-    log_mass = jnp.where(jnp.isfinite(log_mass), log_mass, -jnp.inf)
 
     def distance(w, a, center):
         away = ends - center

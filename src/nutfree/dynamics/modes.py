@@ -58,15 +58,30 @@ def number_of(modes: Modes) -> jax.Array:
     return jnp.sum(jnp.isfinite(modes.log_weight))
 
 
+#: A record of modes that is fuller than this may have no room for some.
+FULL = 0.75
+
+
+def crowded(modes: Modes) -> jax.Array:
+    """Whether there are so many that some are likely to be unknown."""
+    return number_of(modes) > FULL * len(modes.log_weight)
+
+
 #: How many of the shortest ways between modes are kept.
 NUM_SHIFTS = 256
+#: Vectors that differ by less than the first, of the longer one's length, are the same;
+#: one is worth replacing by another that is shorter by the second.
+SAME, SHORTER = 0.1, 0.95
+#: The most times that each of them is.
+MAX_SWEEPS = 32
 
 
 class Shifts(NamedTuple):
-    """The shortest ways from one mode to another.
+    """Ways from one mode to another.
 
-    between : (shifts, d), differences of two centres, the shortest first.
-    number : how many rows are such.
+    between : (2, shifts, d), the shortest differences of two centres, and what those
+        are sums of.
+    number : (2,), how many rows are such.
     """
 
     between: jax.Array
@@ -74,17 +89,68 @@ class Shifts(NamedTuple):
 
 
 def shifts_between(modes: Modes) -> Shifts:
-    """At most `NUM_SHIFTS`, of each pair in one direction."""
+    """At most `NUM_SHIFTS`, of each pair in one direction.
+
+    What they are sums of is only told of modes that are too many to be known, as are
+    the combinations of a few wells: there it is the way from a well to the next.
+    """
     center = modes.center
+    if len(center) == 1:
+        return Shifts(jnp.zeros((2, *center.shape)), jnp.zeros(2, int))
     first, second = jnp.triu_indices(len(center), k=1)
     live = jnp.isfinite(modes.log_weight)
     squares = jnp.sum(center**2, axis=-1)
     squares = squares[:, None] + squares - 2.0 * center @ center.T
     squares = jnp.where(live[:, None] & live, squares, jnp.inf)[first, second]
     shortest = jnp.argsort(squares)[:NUM_SHIFTS]
+    live = jnp.isfinite(squares[shortest])
     between = center[second[shortest]] - center[first[shortest]]
-    number = jnp.sum(jnp.isfinite(squares[shortest]))
-    return Shifts(jnp.nan_to_num(between), number)
+    between = jnp.where(live[:, None], between, 0.0)
+    # every difference is one of two that are from the first mode
+    pool = jnp.concatenate([between, jnp.nan_to_num(center[1:] - center[0])])
+    known = jnp.concatenate([live, jnp.isfinite(modes.log_weight[1:])])
+    parts, left = summands(pool, known & crowded(modes))
+    rows = len(between)
+    number = jnp.stack([jnp.sum(live), jnp.minimum(jnp.sum(left), rows)])
+    return Shifts(jnp.stack([between, parts[:rows]]), number)
+
+
+def summands(vectors: jax.Array, live: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Short vectors of which all the live ones are sums and differences.
+
+    Each in turn becomes the shortest sum or difference with another, if that is
+    shorter, and one that becomes nothing is dropped (pairwise lattice reduction).
+
+    Returns:
+        `(vectors, live)`, the live ones first.
+    """
+    number = len(vectors)
+    live = live & jnp.any(vectors != 0, axis=1)
+
+    def shorten(carry):
+        vectors, live, step, last = carry
+        i = step % number
+        v, squares = vectors[i], jnp.sum(vectors**2, axis=1)
+        square, along = squares[i], vectors @ v
+        others = live & (jnp.arange(number) != i)
+        new = jnp.where(others, square + squares - 2 * jnp.abs(along), jnp.inf)
+        j = jnp.argmin(new)
+        better = live[i] & (new[j] < SHORTER**2 * square)
+        same = better & (new[j] < SAME**2 * squares[j])
+        way = jnp.where(along[j] > 0, -1.0, 1.0)
+        vectors = vectors.at[i].add(jnp.where(better, way * vectors[j], 0.0))
+        live = live.at[i].set(live[i] & ~same)
+        return vectors, live, step + 1, jnp.where(better, step, last)
+
+    def going(carry):
+        _, live, step, last = carry
+        busy = (step <= last + number) & (step < MAX_SWEEPS * number)
+        return busy & jnp.any(live)
+
+    none = jnp.asarray(0)
+    vectors, live, *_ = jax.lax.while_loop(going, shorten, (vectors, live, none, none))
+    order = jnp.argsort(~live)
+    return jnp.where(live[:, None], vectors, 0.0)[order], live[order]
 
 
 def mode_at(modes: Modes, k: jax.Array) -> Mode:

@@ -8,7 +8,7 @@
 - Jump, by a shift: u' = u + mu_k - mu_j, with a pair of modes that are near to each
   other drawn uniformly in either order, accepted on the ratio of pi. Where modes are as
   many as there are combinations of a few wells, it leads from one that q does not know
-  to another.
+  to another, and half of the shifts are what such differences are sums of.
 - Global: a draw of q, accepted on the ratio of pi / q (independence Metropolis).
 
 Each leaves the posterior invariant. Gradients: L, 1 and 1.
@@ -133,11 +133,12 @@ def jump_move(
 
 def _shifted(rng_key, u, shifts: Shifts, share):
     """`u` after one of the shifts, and whether to go there."""
-    whether_key, which_key, way_key = jax.random.split(rng_key, 3)
-    shifted = (jax.random.uniform(whether_key) < share) & (shifts.number > 0)
-    i = jax.random.randint(which_key, (), 0, jnp.maximum(shifts.number, 1))
+    whether_key, kind_key, which_key, way_key = jax.random.split(rng_key, 4)
+    shifted = (jax.random.uniform(whether_key) < share) & (shifts.number[0] > 0)
+    kind = jnp.where(shifts.number[1] > 0, jax.random.randint(kind_key, (), 0, 2), 0)
+    i = jax.random.randint(which_key, (), 0, jnp.maximum(shifts.number[kind], 1))
     way = jax.random.rademacher(way_key, (), u.dtype)
-    return u + way * shifts.between[i], shifted
+    return u + way * shifts.between[kind, i], shifted
 
 
 def global_move(rng_key, start: Placed, evaluate, mixture: Mixture, count):

@@ -27,14 +27,11 @@ from nutfree.adaptation.mixture import mixture_warmup
 from nutfree.adaptation.pilot import NUM_STARTS, standardised
 from nutfree.dynamics.evaluation import counted_value_and_grad, flatten
 from nutfree.dynamics.mixture import TAILS
-from nutfree.dynamics.modes import number_of
+from nutfree.dynamics.modes import FULL, number_of
 from nutfree.dynamics.moves import global_move, jump_move, local_move, placed
 from nutfree.dynamics.polish import Point
 from nutfree.registry import KernelSpec, option
 from nutfree.target import Position
-
-#: A pilot whose record of modes is fuller than this may have no room for some.
-FULL = 0.75
 
 
 class MultiscaleState(NamedTuple):

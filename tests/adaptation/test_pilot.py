@@ -181,7 +181,7 @@ def test_looks_end_when_a_round_finds_no_mode():
     # its tails are more than the mode says: one round of descents to modes, one of
     # short ones to masses, and at each end two products with the curvature and a
     # gradient, and the width where that is flat
-    rounds = 32 * (60 + 7 + 2 * (2 * 2 + 1))
+    rounds = 32 * (60 + 10 + 2 * (2 * 2 + 1))
     assert rounds <= found.num_grad_evals - first - 500 < 1.1 * rounds
 
 

@@ -41,6 +41,8 @@ STARTS, MODES, MASSES = 0, 1, 2
 #: The log mass of a place that is no mode, above that of all modes, with which it is
 #: taken for one: in a funnel the mode is where there is hardly any mass.
 OUTWEIGHS = 1.0
+#: Gradients of a descent to such a place.
+NUM_MASS_STEPS = 10
 
 
 class Pilot(NamedTuple):
@@ -93,11 +95,13 @@ def run_pilot(
         num_steps: gradients of each descent.
         num_modes: the most modes that are kept.
         num_first_steps: where it is not 0, every start makes only so many steps, and
-            `num_modes` of their ends, as far apart as can be, the rest.
+            the ends, those that are far apart first, the rest: as many as may be kept,
+            and further ones while they find modes.
         num_looks: further points like the starts, at which the density is compared with
             what the modes make of it. From `NUM_DESCENTS` of those where it is more
             there are descents too, and while they find modes it is looked for again,
-            up to `MAX_ROUNDS` times.
+            up to `MAX_ROUNDS` times. What is still not explained then, short descents
+            may find to be where the mass is.
         widest: the starts lie up to this many times as far out as prior draws.
     """
     x, logdensity, _ = flatten(position, target)
@@ -136,7 +140,7 @@ def run_pilot(
             points = jnp.where(phase == STARTS, points, looks[few])
             # a descent from the same point would end in the same mode
             seen = jnp.where(phase == STARTS, seen, seen.at[few].set(-jnp.inf))
-        length = jnp.where(phase == MASSES, num_first_steps, num_steps)
+        length = jnp.where(phase == MASSES, NUM_MASS_STEPS, num_steps)
         u, values, counts = jax.vmap(lambda u: descend(evaluate, u, length))(points)
         new, count = _laplace(scaled, u, values, jax.random.fold_in(probe_key, i))
         arrived = (phase == STARTS) | (_newton_decrement(scaled, new) < ARRIVED)

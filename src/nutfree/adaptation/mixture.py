@@ -16,7 +16,8 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jax.flatten_util import ravel_pytree
 
 from nutfree.adaptation.base import AdaptationState, Warmup
-from nutfree.adaptation.pilot import LOOKS, MAX_DENSE, run_pilot
+from nutfree.adaptation.ends import MAX_DENSE
+from nutfree.adaptation.pilot import LOOKS, run_pilot
 from nutfree.dynamics.evaluation import flatten
 from nutfree.dynamics.mixture import TAIL_SHARES, TAILS, Mixture, mixture_at
 from nutfree.dynamics.modes import (

@@ -13,20 +13,19 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from nutfree.adaptation.descent import descend
+from nutfree.adaptation.ends import (
+    UNEXPLAINED,
+    Ends,
+    laplace_at,
+    newton_decrement,
+    principal,
+    surplus_at,
+    unknown,
+)
 from nutfree.dynamics.evaluation import counted_value_and_grad, flatten
 from nutfree.dynamics.modes import Modes, along_coordinates, modes_of
 from nutfree.target import LogDensity, Target
 
-#: Up to this many coordinates the curvature at a mode is a full matrix.
-MAX_DENSE = 64
-#: Products with random signs that estimate the diagonal of the curvature above it.
-NUM_PROBES = 16
-#: A width from the curvature that is larger than the first, in units of the
-#: coordinates, says nothing of a mode; none is looked for that is below the second.
-WIDEST, NARROWEST = 10.0, 1e-4
-
-#: A log density this much above that of the known modes says that there is another.
-UNEXPLAINED = 3.0
 #: An end of a descent is no mode where a Newton step goes farther, in widths, squared.
 ARRIVED = 0.1
 #: Points that are looked at for each start.
@@ -142,8 +141,8 @@ def run_pilot(
             seen = jnp.where(phase == STARTS, seen, seen.at[few].set(-jnp.inf))
         length = jnp.where(phase == MASSES, NUM_MASS_STEPS, num_steps)
         u, values, counts = jax.vmap(lambda u: descend(evaluate, u, length))(points)
-        new, count = _laplace(scaled, u, values, jax.random.fold_in(probe_key, i))
-        arrived = (phase == STARTS) | (_newton_decrement(scaled, new) < ARRIVED)
+        new, count = laplace_at(scaled, u, values, jax.random.fold_in(probe_key, i))
+        arrived = (phase == STARTS) | (newton_decrement(scaled, new) < ARRIVED)
         heavy = new.log_mass > carry.heaviest + OUTWEIGHS
         kept = jnp.where(phase == MASSES, heavy, arrived)
         new = new._replace(values=jnp.where(kept, new.values, -jnp.inf))
@@ -151,7 +150,7 @@ def run_pilot(
         best = jnp.argsort(-both.weights)[:room]
         found = jax.tree.map(lambda a: a[best], both)
         number = jnp.sum(found.weights > 0)
-        surplus = _surplus(looks, seen, found)
+        surplus = surplus_at(looks, seen, found)
 
         looked = carry.looked + (phase > STARTS)
         grew = number > carry.number
@@ -178,11 +177,11 @@ def run_pilot(
 
     none = jnp.asarray(0)
     seen = jax.lax.map(scaled, looks, batch_size=256)
-    unknown = _unknown(jnp.resize(ends, (room, x.size)))
+    nothing = unknown(jnp.resize(ends, (room, x.size)))
     start = _Rounds(
-        modes=unknown,
+        modes=nothing,
         number=none,
-        heaviest=unknown.values[0],
+        heaviest=nothing.values[0],
         seen=seen,
         surplus=seen,
         phase=jnp.asarray(STARTS),
@@ -201,7 +200,7 @@ def run_pilot(
 
     best = jnp.argsort(-weight)[:num_modes]
     rescale = scale[:, None] * scale if curvature.ndim == 3 else scale**2
-    width, axes = jax.vmap(lambda h: _principal(h * rescale))(curvature[best])
+    width, axes = jax.vmap(lambda h: principal(h * rescale))(curvature[best])
     conditional = jax.vmap(along_coordinates)(width, axes)
     modes = modes_of((ends[best] - middle) / scale, width, axes, jnp.log(weight[best]))
     return Pilot(
@@ -212,25 +211,6 @@ def run_pilot(
         origin + unit * ends[best[0]],
         rounds.spent,
     )
-
-
-class _Laplace(NamedTuple):
-    """Ends of descents, and what is to be told of the density around them."""
-
-    ends: jax.Array
-    curvature: jax.Array
-    width: jax.Array
-    axes: jax.Array
-    values: jax.Array
-
-    @property
-    def log_mass(self) -> jax.Array:
-        log_mass = self.values + jnp.sum(jnp.log(self.width), axis=-1)
-        return jnp.where(jnp.isfinite(log_mass), log_mass, -jnp.inf)
-
-    @property
-    def weights(self) -> jax.Array:
-        return _weights(self.ends, self.width, self.axes, self.log_mass)
 
 
 class _Rounds(NamedTuple):
@@ -244,7 +224,7 @@ class _Rounds(NamedTuple):
     i, looked, spent : rounds, those of them from looks, and gradients.
     """
 
-    modes: _Laplace
+    modes: Ends
     number: jax.Array
     heaviest: jax.Array
     seen: jax.Array
@@ -254,60 +234,6 @@ class _Rounds(NamedTuple):
     i: jax.Array
     looked: jax.Array
     spent: jax.Array
-
-
-def _unknown(points: jax.Array) -> _Laplace:
-    """Nothing found yet, and no density told anywhere."""
-    number, dim = points.shape
-    ones = jnp.ones_like(points)
-    if dim > MAX_DENSE:
-        axes = jnp.zeros((number, 0, 0), points.dtype)
-        return _Laplace(points, ones, ones, axes, jnp.full_like(ones[:, 0], -jnp.inf))
-    axes = jnp.broadcast_to(jnp.eye(dim, dtype=points.dtype), (number, dim, dim))
-    return _Laplace(points, axes, ones, axes, jnp.full_like(ones[:, 0], -jnp.inf))
-
-
-def _laplace(logdensity, ends, values, rng_key) -> tuple[_Laplace, jax.Array]:
-    """What the ends of descents, where the log density is `values`, tell.
-
-    Returns:
-        `(found, evaluations)`.
-    """
-    keys = jax.random.split(rng_key, len(ends))
-    curvature, products = jax.vmap(lambda u, key: _curvature(logdensity, u, key))(
-        ends, keys
-    )
-    curvature, probes = jax.vmap(lambda u, value, h: _probed(logdensity, u, value, h))(
-        ends, values, curvature
-    )
-    width, axes = jax.vmap(_principal)(curvature)
-    count = jnp.sum(products) + jnp.sum(probes)
-    return _Laplace(ends, curvature, width, axes, values), count
-
-
-def _newton_decrement(logdensity, found: _Laplace) -> jax.Array:
-    """Squared length of the gradient at each end in widths of its mode, `(ends,)`."""
-
-    def one(u, width, axes):
-        grad = jax.grad(logdensity)(u)
-        return jnp.sum((width * (axes.T @ grad if axes.size else grad)) ** 2)
-
-    return jax.vmap(one)(found.ends, found.width, found.axes)
-
-
-def _surplus(looks, seen, found: _Laplace) -> jax.Array:
-    """By how much the log density `seen` at each look is above that of the modes; -inf
-    where that is less than `UNEXPLAINED`."""
-    heights = jnp.where(jnp.isfinite(found.values), found.values, -jnp.inf)
-
-    def known(u):
-        z = jax.vmap(lambda c, w, a: ((u - c) @ a if a.size else u - c) / w)(
-            found.ends, found.width, found.axes
-        )
-        return jax.nn.logsumexp(heights - 0.5 * jnp.sum(z**2, axis=-1))
-
-    surplus = seen - jax.lax.map(known, looks, batch_size=256)
-    return jnp.where(surplus > UNEXPLAINED, surplus, -jnp.inf)
 
 
 def far_apart(points: jax.Array, values: jax.Array, num_chosen: int) -> jax.Array:
@@ -352,83 +278,3 @@ def _median_and_spread(starts: jax.Array) -> tuple[jax.Array, jax.Array]:
     low, middle, high = jnp.quantile(starts, jnp.array([0.16, 0.5, 0.84]), axis=0)
     spread = 0.5 * (high - low)
     return middle, jnp.where(spread > 0, spread, 1.0)
-
-
-def _curvature(logdensity, u, rng_key) -> tuple[jax.Array, jax.Array]:
-    """Minus the Hessian, `(d, d)`, or above `MAX_DENSE` its estimated diagonal."""
-
-    def product(count, v):
-        return count + 2, -jax.jvp(jax.grad(logdensity), (u,), (v,))[1]
-
-    if u.size <= MAX_DENSE:
-        count, matrix = jax.lax.scan(
-            product, jnp.asarray(0), jnp.eye(u.size, dtype=u.dtype)
-        )
-        return 0.5 * (matrix + matrix.T), count
-    signs = jax.random.rademacher(rng_key, (NUM_PROBES, u.size), u.dtype)
-    count, products = jax.lax.scan(product, jnp.asarray(0), signs)
-    return jnp.mean(signs * products, axis=0), count
-
-
-def _probed(logdensity, u, value, curvature) -> tuple[jax.Array, jax.Array]:
-    """The curvature and, where it says nothing of a width, as at the kink of a Laplace
-    density, that of a Gaussian as wide as where the log density has fallen by one.
-
-    Returns:
-        `(curvature, evaluations)`.
-    """
-    widest, axes = _principal(curvature)
-
-    def fall(i, width):
-        axis = axes[:, i] if axes.size else jnp.zeros_like(u).at[i].set(1.0)
-        ends = jnp.stack([u - width * axis, u + width * axis])
-        return value - jnp.mean(jax.vmap(logdensity)(ends))
-
-    def halve(carry):
-        width, pending, count = carry
-        falls = jax.lax.map(lambda pair: fall(*pair), (jnp.arange(u.size), width))
-        pending = pending & ~(falls <= 1.0) & (width > NARROWEST)
-        return jnp.where(pending, 0.5 * width, width), pending, count + 2 * u.size
-
-    flat = (widest > 0.99 * WIDEST) & jnp.isfinite(value)
-    start = (widest, flat, jnp.asarray(0))
-    width, _, count = jax.lax.while_loop(lambda c: jnp.any(c[1]), halve, start)
-    found = (axes * width**-2) @ axes.T if axes.size else width**-2
-    return jnp.where(jnp.any(width < widest), found, curvature), count
-
-
-def _principal(curvature) -> tuple[jax.Array, jax.Array]:
-    """Widths and axes; where the density curves upwards, as if it curved down."""
-
-    def width(c):
-        return jnp.maximum(jnp.abs(c), WIDEST**-2) ** -0.5
-
-    curvature = jnp.nan_to_num(curvature)
-    if curvature.ndim == 1:
-        return width(curvature), jnp.zeros((0, 0), curvature.dtype)
-    # whose squares overflow where a start lies far out
-    size = jnp.maximum(jnp.max(jnp.abs(curvature)), 1.0)
-    eigenvalues, axes = jnp.linalg.eigh(curvature / size)
-    return width(size * eigenvalues), axes
-
-
-def _weights(ends, width, axes, log_mass) -> jax.Array:
-    """Each mode's share of the mass, given to the best of the ends that lie in it."""
-
-    def distance(w, a, center):
-        away = ends - center
-        z = (away @ a if a.size else away) / w
-        return jnp.sum(z**2, axis=-1)
-
-    near = jax.vmap(distance)(width, axes, ends) < 1.0 + 0.1 * ends.shape[1]
-    index = jnp.arange(len(ends))
-    # rounding must not choose between ends that are as good as each other
-    rank = jnp.round(100.0 * log_mass)
-    better = (rank[:, None] > rank) | (
-        (rank[:, None] == rank) & (index[:, None] < index)
-    )
-    repeated = jnp.any(near & better, axis=0)
-    log_weight = jnp.where(repeated, -jnp.inf, log_mass)
-    # nowhere finite: let every start count the same
-    lost = jnp.all(jnp.isneginf(log_weight))
-    return jax.nn.softmax(jnp.where(lost, 0.0, log_weight))

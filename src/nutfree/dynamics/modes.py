@@ -16,7 +16,7 @@ class Modes(NamedTuple):
     center : (modes, d), where each mode is.
     width : (modes, d), its standard deviations along its axes.
     axes : (modes, d, d), its principal axes as columns; (modes, 0, 0) above
-        `pilot.MAX_DENSE` dimensions, where they are the coordinates themselves.
+        `ends.MAX_DENSE` dimensions, where they are the coordinates themselves.
     log_weight : (modes,), log of its share of the mass; -inf for a spare row, which
         come last.
     log_volume : (modes,), sum of the logs of its widths.

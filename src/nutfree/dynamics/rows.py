@@ -20,7 +20,7 @@ SAMPLING = ("auto", "uniform", "importance")
 #: Share of the draws that importance sampling makes uniformly, so that no weight is
 #: more than about ten times the uniform one.
 UNIFORM_SHARE = 0.1
-#: Entries of the table of importance sampling, for each row and at least.
+#: Entries of the table of importance sampling, a row on average and at least in all.
 ENTRIES, MIN_ENTRIES = 4, 4096
 #: Up to this number of rows, distinct ones are the head of a permutation.
 PERMUTED_ROWS = 4096
@@ -37,20 +37,17 @@ class Rows(NamedTuple):
 class Shares(NamedTuple):
     """Row numbers of which each is equally likely, and how often each row is there.
 
-    A row's probability is a whole number of entries over their total, so that its
+    A row's probability is a whole number of entries over all of them, so that its
     weight is known exactly, and a draw costs two look-ups.
 
     table
-        Row numbers, `(M,)`, of which the first `total` count.
+        Row numbers, `(M,)`, M a multiple of N.
     entries
         Of each row, `(N,)`, at least one.
-    total
-        Their sum.
     """
 
     table: jax.Array
     entries: jax.Array
-    total: jax.Array
 
 
 def check_sampling(sampling: str, replacement: bool) -> None:
@@ -122,6 +119,10 @@ def distinct_rows(rng_key: jax.Array, num_data: int, batch_size: int) -> jax.Arr
     return jnp.where(k >= num_data - turn, k - (num_data - turn), k + turn)
 
 
+def _entries_per_row(num_data: int) -> int:
+    return max(ENTRIES, -(-MIN_ENTRIES // num_data))
+
+
 def row_shares(importance: jax.Array) -> Shares:
     """Probabilities in proportion to `importance`, `(N,)`, nine parts in ten."""
     num_data = importance.shape[0]
@@ -129,29 +130,34 @@ def row_shares(importance: jax.Array) -> Shares:
     total = jnp.sum(usable)
     shares = jnp.where(total > 0, usable / jnp.where(total > 0, total, 1), 1 / num_data)
     shares = (1 - UNIFORM_SHARE) * shares + UNIFORM_SHARE / num_data
-    length = max(ENTRIES * num_data, MIN_ENTRIES)
-    # one entry a row is set apart, and a thousandth for what the sum's rounding adds
-    entries = (0.999 * (length - num_data) * shares).astype(jnp.int32)
-    entries = jnp.maximum(entries, 1)
-    ends = jnp.cumsum(entries)
-    table = jnp.searchsorted(ends, jnp.arange(length), side="right")
-    return Shares(table.astype(jnp.int32), entries, ends[-1].astype(jnp.int32))
+    length = num_data * _entries_per_row(num_data)
+    # one entry a row is set apart; a thousandth is what the sum's rounding may add
+    further = jnp.maximum(length * shares - 1, 0)
+    further *= 0.999 * (length - num_data) / jnp.sum(further)
+    whole = further.astype(jnp.int32)
+    left = length - num_data - jnp.sum(whole)
+    # the others go to where the fractions' sum passes a whole number
+    passed = jnp.cumsum(further - whole + 1e-3)
+    passed = jnp.round(jax.lax.cummax(passed / passed[-1]) * left).astype(jnp.int32)
+    passed = jnp.minimum(passed, left).at[-1].set(left)
+    entries = 1 + whole + jnp.diff(passed, prepend=0)
+    table = jnp.repeat(jnp.arange(num_data), entries, total_repeat_length=length)
+    return Shares(table.astype(jnp.int32), entries)
 
 
 def even_shares(num_data: int) -> Shares:
-    """Every row once, in a table of the size that `row_shares` makes."""
-    length = max(ENTRIES * num_data, MIN_ENTRIES)
-    table = jnp.arange(length, dtype=jnp.int32)
-    return Shares(
-        table, jnp.ones(num_data, jnp.int32), jnp.asarray(num_data, jnp.int32)
-    )
+    """Every row equally often, in a table of the size that `row_shares` makes."""
+    entries = _entries_per_row(num_data)
+    table = jnp.tile(jnp.arange(num_data, dtype=jnp.int32), entries)
+    return Shares(table, jnp.full(num_data, entries, jnp.int32))
 
 
 def draw_by_shares(rng_key: jax.Array, shares: Shares, batch_size: int) -> Rows:
     """Rows with replacement, with the probabilities that `shares` holds."""
-    entry = jax.random.randint(rng_key, (batch_size,), 0, shares.total)
+    length = shares.table.shape[0]
+    entry = jax.random.randint(rng_key, (batch_size,), 0, length)
     indices = shares.table[entry]
-    return Rows(indices, shares.total / (batch_size * shares.entries[indices]))
+    return Rows(indices, length / (batch_size * shares.entries[indices]))
 
 
 def is_first(indices: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ from nutfree.dynamics.rows import (
     distinct_rows,
     draw_by_shares,
     draw_rows,
+    even_shares,
     is_first,
     row_shares,
 )
@@ -81,6 +82,15 @@ def test_a_million_probabilities_are_those_of_the_table():
     share = np.asarray(importance, float) / np.asarray(importance, float).sum()
     correlation = np.corrcoef(share, shares.entries)[0, 1]
     assert correlation > 0.98
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("num_data", [1, 7, 1000, 5000])
+def test_even_and_uneven_tables_can_take_each_others_place(num_data, x64):
+    with jax.enable_x64(x64):
+        uneven, even = row_shares(jnp.arange(1.0, num_data + 1)), even_shares(num_data)
+        for one, other in zip(uneven, even, strict=True):
+            assert (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
 def test_importance_that_is_not_finite_falls_back_to_even_draws():

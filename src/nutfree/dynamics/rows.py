@@ -142,7 +142,7 @@ def row_shares(importance: jax.Array) -> Shares:
     passed = jnp.minimum(passed, left).at[-1].set(left)
     entries = 1 + whole + jnp.diff(passed, prepend=0)
     table = jnp.repeat(jnp.arange(num_data), entries, total_repeat_length=length)
-    return Shares(table.astype(jnp.int32), entries)
+    return Shares(table.astype(jnp.int32), entries.astype(jnp.int32))
 
 
 def even_shares(num_data: int) -> Shares:

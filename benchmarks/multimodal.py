@@ -32,8 +32,8 @@ from benchmarks.modes import (
     student_mixture,
 )
 from benchmarks.tempering import ladder, parallel_tempering
+from nutfree.diagnostics.modes import thin
 from nutfree.report import entropic_w2, total_variation
-from nutfree.report.modes import thin
 
 OURS = ("multiscale", "multalmc", "multcdiff", "clc")
 PEERS = ("blackjax.tempered_smc", "parallel tempering", "nuts")

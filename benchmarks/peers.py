@@ -26,8 +26,7 @@ from numpyro.infer import HMCECS, MCMC, NUTS
 import nutfree as nf
 from benchmarks.overhead import compiled, in_mcmc
 from benchmarks.rows import Problem
-from nutfree.adaptation.mode_of_rows import laplace_of_rows
-from nutfree.dynamics.gradients import (
+from nutfree.minibatch.gradients import (
     Control,
     control_at,
     control_variate,
@@ -35,8 +34,9 @@ from nutfree.dynamics.gradients import (
     flat_minibatch,
     step_for_inflation,
 )
-from nutfree.dynamics.preconditioning import matvec, root
-from nutfree.dynamics.rows import draw_rows
+from nutfree.minibatch.mode import laplace_of_rows
+from nutfree.minibatch.sampling import draw_rows
+from nutfree.numerics.preconditioning import matvec, root
 
 type Chain = Callable[[], tuple]
 MAX_INFLATION = 0.05

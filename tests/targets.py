@@ -9,7 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from nutfree import registry
-from nutfree.dynamics.proximal import LaplaceTerm
+from nutfree.numerics.proximal import LaplaceTerm
 from nutfree.target import Minibatch, Prior, Split, Target
 
 NUM_ROWS, NUM_OWNERS = 12, 3

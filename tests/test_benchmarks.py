@@ -12,8 +12,8 @@ from benchmarks.overhead import synthetic
 from benchmarks.run import NAMES
 from benchmarks.tempering import ladder, parallel_tempering
 from nutfree import Target, model_target
+from nutfree.diagnostics.discrepancies import score_moments, scores
 from nutfree.report import total_variation
-from nutfree.report.discrepancies import score_moments, scores
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -75,7 +75,7 @@ class KernelSpec:
         init: `init(position, logdensity_fn, rng_key=None, **static) -> State`.
         build_kernel: `build_kernel(**static) -> kernel`, where
             `kernel(rng_key, state, logdensity_fn, **params) -> (State, Info)`.
-        warmup: `warmup(**static) -> Warmup`, see `nutfree.adaptation`. Where it names
+        warmup: `warmup(**static) -> Warmup`, see `nutfree.warmup`. Where it names
             `fixed`, that is the dict of the tuned options that the user has fixed.
         options: frozen dataclass of options, made with `option`. Untuned ones are the
             `static` arguments, passed to those of the three functions above that
@@ -94,7 +94,7 @@ class KernelSpec:
             is one for the same posteriors.
         collects: fields of Info that the hosts collect with every draw. The report
             reads `log_importance` and `proposal_log_importance`, see
-            `nutfree.report.evidence`, and `predicted_inflation`.
+            `nutfree.diagnostics.evidence`, and `predicted_inflation`.
         uses_gradient: False for a kernel that only evaluates the log density.
         recommended: True for the member that the family's name stands for.
         mcmc_kernel: a NumPyro `MCMCKernel` class where NumPyro has the kernel
@@ -251,9 +251,7 @@ def register(spec: KernelSpec) -> KernelSpec:
 @cache
 def _load() -> None:
     """Register the built-in kernels and those of installed packages, once."""
-    from nutfree.kernels import BUILTIN
-
-    for name in BUILTIN:
+    for name in importlib.import_module("nutfree.kernels").BUILTIN:
         module = importlib.import_module(f"nutfree.kernels.{name}")
         for spec in getattr(module, "SPECS", None) or (module.SPEC,):
             _registered.setdefault(spec.name, register(spec))

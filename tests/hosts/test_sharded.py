@@ -10,8 +10,8 @@ import numpyro.distributions as dist
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import nutfree as nf
-from nutfree.dynamics.gradients import Control
-from nutfree.kernels import sgld
+from nutfree.kernels.sgld import sgld
+from nutfree.minibatch.gradients import Control
 
 N, DIM, BATCH = 40_000, 5, 200
 

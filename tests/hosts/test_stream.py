@@ -13,9 +13,9 @@ import numpyro.distributions as dist
 import pytest
 
 import nutfree as nf
-from nutfree.dynamics.gradients import flat_minibatch, sum_rows
 from nutfree.frontends.windows import Window, on_devices
 from nutfree.hosts.stream import loaded
+from nutfree.minibatch.gradients import flat_minibatch, sum_rows
 
 N, DIM = 20_000, 3
 SETTINGS = {"num_warmup": 5, "num_samples": 400, "num_chains": 4}

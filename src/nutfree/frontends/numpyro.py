@@ -21,8 +21,6 @@ from numpyro.infer.util import (
     unconstrain_fn,
 )
 
-from nutfree.dynamics.evaluation import is_finite
-from nutfree.dynamics.proximal import LaplaceTerm
 from nutfree.errors import NoFiniteStart, NutfreeError
 from nutfree.frontends import sites
 from nutfree.frontends.checks import (
@@ -34,7 +32,6 @@ from nutfree.frontends.checks import (
 from nutfree.frontends.federated import FederatedModel, shard_models
 from nutfree.frontends.handlers import full_data, is_jacobian, prior_only
 from nutfree.frontends.plates import data_plate, row_terms
-from nutfree.frontends.programs import jitted
 from nutfree.frontends.windows import (
     Window,
     check_deterministic,
@@ -42,6 +39,9 @@ from nutfree.frontends.windows import (
     in_memory,
     streamed_target,
 )
+from nutfree.numerics.evaluation import is_finite
+from nutfree.numerics.programs import jitted
+from nutfree.numerics.proximal import LaplaceTerm
 from nutfree.target import LogDensity, Minibatch, Position, Prior, Split, Target
 
 

@@ -7,7 +7,7 @@ from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import _unconstrain_params, compute_log_probs
 
 from nutfree.frontends.handlers import full_data, is_jacobian
-from nutfree.frontends.programs import jitted
+from nutfree.numerics.programs import jitted
 
 
 def _in_plate(site, plate: str) -> bool:

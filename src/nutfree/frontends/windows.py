@@ -18,11 +18,11 @@ from numpyro import handlers
 from numpyro.infer.util import constrain_fn, unconstrain_fn
 from numpyro.primitives import Messenger
 
-from nutfree.dynamics.gradients import sum_rows
 from nutfree.errors import InvalidData, UnsupportedModel
 from nutfree.frontends.disk import DiskRows, Source
 from nutfree.frontends.handlers import full_data
 from nutfree.frontends.plates import row_terms
+from nutfree.minibatch.gradients import sum_rows
 from nutfree.target import InOrder, Minibatch, Target
 
 AXIS = "rows"

@@ -12,11 +12,11 @@ import numpy as np
 from blackjax.base import SamplingAlgorithm
 
 from nutfree import registry
-from nutfree.adaptation import AdaptationState
 from nutfree.errors import InvalidOption, UnknownKernel
-from nutfree.frontends.programs import in_full_precision
+from nutfree.numerics.programs import in_full_precision
 from nutfree.registry import KernelSpec
 from nutfree.target import LogDensity, Target, as_target, require
+from nutfree.warmup import AdaptationState
 
 
 class WarmupResult(NamedTuple):

@@ -15,12 +15,10 @@ from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 
 from nutfree import registry
-from nutfree.adaptation import AdaptationState
 from nutfree.errors import InvalidOption, NoFiniteStart, UnsupportedModel
 from nutfree.frontends.checks import check_nan
 from nutfree.frontends.handlers import full_data
 from nutfree.frontends.numpyro import ModelFrontend, analyse
-from nutfree.frontends.programs import in_full_precision, jitted
 from nutfree.frontends.windows import Window, find, in_memory, replaced
 from nutfree.hosts.checks import check_init_params, check_posterior
 from nutfree.hosts.state import (
@@ -34,8 +32,10 @@ from nutfree.hosts.state import (
     strongly_typed,
     typed_key,
 )
+from nutfree.numerics.programs import in_full_precision, jitted
 from nutfree.registry import KernelSpec
 from nutfree.target import Target, as_target, require
+from nutfree.warmup import AdaptationState
 
 
 class NutfreeKernel(MCMCKernel):

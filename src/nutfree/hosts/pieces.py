@@ -25,11 +25,11 @@ from numpyro.util import nested_attrgetter
 from tqdm.auto import tqdm
 
 from nutfree.errors import CheckpointMismatch
-from nutfree.frontends.programs import jitted
 from nutfree.hosts.checkpoint import Checkpoint, fingerprint, versions
 from nutfree.hosts.checks import check_fields
 from nutfree.hosts.numpyro import NutfreeKernel
 from nutfree.hosts.state import like_key, typed_key
+from nutfree.numerics.programs import jitted
 
 #: What is collected besides the default fields where the kernel's state has it.
 _FIELDS = (

@@ -11,12 +11,12 @@ from numpyro.infer.mcmc import MCMCKernel
 
 from nutfree.errors import InvalidOption, NutfreeError
 from nutfree.frontends.disk import DiskRows
-from nutfree.frontends.programs import in_full_precision
 from nutfree.frontends.windows import find
 from nutfree.hosts.checks import check_init_params, check_settings, explain
 from nutfree.hosts.numpyro import NutfreeKernel
 from nutfree.hosts.pieces import PiecewiseMCMC
 from nutfree.hosts.stream import StreamedMCMC, check_streams, loaded
+from nutfree.numerics.programs import in_full_precision
 
 if TYPE_CHECKING:
     import xarray
@@ -113,7 +113,7 @@ def sample(
         >>> tree = nf.sample(kernel, num_warmup=50, num_samples=50, num_chains=1,
         ...                  init_params=0.0, progress_bar=False)
     """
-    from nutfree.report import to_arviz
+    from nutfree.diagnostics.convert import to_arviz
 
     if not isinstance(kernel, MCMCKernel):
         raise InvalidOption(

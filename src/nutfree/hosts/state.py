@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nutfree.adaptation import AdaptationState
 from nutfree.target import Position
+from nutfree.warmup import AdaptationState
 
 
 class NutfreeState(NamedTuple):

@@ -1,8 +1,7 @@
 """What a run's draws are worth: conversion, discrepancies, comparison, plots."""
 
-from nutfree.report.compare import Comparison, compare
-from nutfree.report.convert import to_arviz
-from nutfree.report.discrepancies import (
+from nutfree.diagnostics.convert import to_arviz
+from nutfree.diagnostics.discrepancies import (
     ModeAgreement,
     ScoreMoments,
     SteinDiscrepancy,
@@ -12,6 +11,9 @@ from nutfree.report.discrepancies import (
     score_moments,
     total_variation,
 )
+from nutfree.diagnostics.subsample import minibatch_scores
+from nutfree.report.compare import Comparison, compare
+from nutfree.report.cross_check import CrossCheck, cross_check
 from nutfree.report.plots import (
     plot_comparison,
     plot_draws,
@@ -20,11 +22,6 @@ from nutfree.report.plots import (
     plot_trace,
 )
 from nutfree.report.recommend import recommend
-from nutfree.report.subsample import (
-    CrossCheck,
-    cross_check,
-    minibatch_scores,
-)
 
 __all__ = [
     "Comparison",

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpyro.infer.mcmc import MCMCKernel
 
-from nutfree import registry
 from nutfree.errors import NutfreeError
-from nutfree.frontends.programs import in_full_precision
+from nutfree.numerics.programs import in_full_precision
 from nutfree.report.entries import (
     KernelLike,
     build,
@@ -21,14 +20,13 @@ from nutfree.report.entries import (
     run,
     spec_of,
 )
+from nutfree.report.findings import Findings
 from nutfree.report.judge import Evidence, judge
 
 if TYPE_CHECKING:
     import pandas as pd
-    import xarray as xr
     from matplotlib.figure import Figure
 
-    from nutfree.target import Target
 
 __all__ = ["Comparison", "compare"]
 
@@ -57,44 +55,9 @@ COLUMNS = (
 AS_GOOD = 0.9
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What `compare` found.
-
-    Attributes:
-        table: a row per kernel, its figures and a verdict.
-        trees: the draws of each kernel that ran.
-        best: name of the kernel to use, or None where no run can be trusted.
-        recommendation: a sentence that starts with that name and says why.
-        evidence: by kernel, what speaks against its run.
-        options: by kernel, the options it ran with.
-        specs: by kernel, what the registry knows of it.
-        target: the posterior, for plots.
-    """
-
-    table: "pd.DataFrame"
-    trees: dict[str, "xr.DataTree"]
-    best: str | None
-    recommendation: str
-    evidence: dict[str, Evidence] = field(repr=False)
-    options: dict[str, dict[str, Any]] = field(repr=False)
-    specs: dict[str, registry.KernelSpec] = field(repr=False)
-    target: "Target" = field(repr=False)
-
-    @property
-    def modes(self) -> "pd.DataFrame":
-        """Share of each kernel's draws in each mode that any of them found."""
-        import pandas as pd
-
-        shares = {name: e.mode_shares for name, e in self.evidence.items()}
-        table = pd.DataFrame.from_dict(shares, orient="index")
-        table.index.name = "kernel"
-        return table.rename(columns=lambda i: f"mode {i + 1}")
-
-    @property
-    def caveats(self) -> dict[str, str]:
-        """For each biased kernel, which option reduces the bias and what shows it."""
-        return {name: spec.bias for name, spec in self.specs.items() if spec.bias}
+@dataclass(frozen=True, repr=False)
+class Comparison(Findings):
+    """What `compare` found: its figures, and what can be made of them."""
 
     def plot(self) -> "Figure":
         """The comparison at a glance, as a matplotlib figure."""

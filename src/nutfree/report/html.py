@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-    from nutfree.report.compare import Comparison
+    from nutfree.report.findings import Findings
 
 __all__ = ["render", "table_html"]
 
@@ -96,7 +96,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def render(comparison: "Comparison") -> str:
+def render(comparison: "Findings") -> str:
     """The whole page as a string; nothing in it is loaded from elsewhere."""
     from nutfree.report.plots import plot_comparison, plot_draws, plot_ess
 

@@ -11,30 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax.flatten_util import ravel_pytree
 from numpy.typing import NDArray
 
-from nutfree.report.discrepancies import (
+from nutfree.diagnostics.discrepancies import (
     kernel_stein_discrepancy,
     score_moments,
     scores,
 )
-from nutfree.report.evidence import pareto_k
-from nutfree.report.modes import find_modes, mode_weights, thin
-from nutfree.report.subsample import MANY_ROWS, minibatch_scores, surrogate
+from nutfree.diagnostics.draws import latent_posterior, unconstrained_draws
+from nutfree.diagnostics.evidence import pareto_k
+from nutfree.diagnostics.modes import find_modes, mode_weights
+from nutfree.diagnostics.subsample import MANY_ROWS, minibatch_scores, surrogate
 from nutfree.target import Target
-
-__all__ = [
-    "Evidence",
-    "exact_draws",
-    "has_gradient",
-    "judge",
-    "latent_posterior",
-    "unconstrained_draws",
-]
 
 MAX_R_HAT = 1.05
 MAX_DIVERGENT = 0.01
@@ -74,35 +65,6 @@ class Evidence:
     @property
     def valid(self) -> bool:
         return not self.problems
-
-
-def latent_posterior(tree: xr.DataTree, target: Target) -> xr.Dataset:
-    """The sampled sites of the posterior, without deterministic ones."""
-    posterior = tree["posterior"].to_dataset()
-    if not isinstance(target.position, Mapping):
-        return posterior
-    names = [name.replace("/", ".") for name in target.position]
-    return posterior[[name for name in names if name in posterior]]
-
-
-def unconstrained_draws(
-    tree: xr.DataTree, target: Target, max_draws: int
-) -> tuple[Any, NDArray]:
-    """At most ``max_draws`` draws a chain on the sampling space.
-
-    Returns:
-        ``(positions, vectors)``: the pytree with leading axes (chain, draw), and the
-        same raveled to ``(chain, draw, d)``.
-    """
-    posterior = latent_posterior(tree, target)
-    keep = thin(np.arange(posterior.sizes["draw"]), max_draws)
-    values = {
-        name: jnp.asarray(posterior[name.replace("/", ".")].values[:, keep])
-        for name in target.position
-    }
-    positions = jax.jit(jax.vmap(jax.vmap(target.unconstrain)))(values)
-    ravel = jax.vmap(jax.vmap(lambda z: ravel_pytree(z)[0]))
-    return positions, np.asarray(ravel(positions), dtype=np.float64)
 
 
 def _effective(posterior: xr.Dataset) -> dict[str, float]:

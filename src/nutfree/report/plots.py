@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from nutfree.report.compare import Comparison
+    from nutfree.report.findings import Findings
 
 __all__ = ["plot_comparison", "plot_draws", "plot_ess", "plot_rank", "plot_trace"]
 
@@ -311,7 +311,7 @@ def _spent(tree: xr.DataTree, draws: int) -> tuple[np.ndarray, str]:
     return np.arange(1, draws + 1) * stats.sizes.get("chain", 1), "draws"
 
 
-def plot_comparison(comparison: "Comparison") -> "Figure":
+def plot_comparison(comparison: "Findings") -> "Figure":
     """Four panels: speed, gradients, fit to the score, shares of the modes.
 
     Kernels that were set aside are hatched.

@@ -16,10 +16,10 @@ from jax.flatten_util import ravel_pytree
 from numpy.typing import NDArray
 
 from nutfree import registry
-from nutfree.frontends.programs import in_full_precision
+from nutfree.diagnostics.modes import squared_distances
+from nutfree.numerics.programs import in_full_precision
 from nutfree.registry import KernelSpec
 from nutfree.report.judge import has_gradient
-from nutfree.report.modes import squared_distances
 from nutfree.target import Target
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import solve_triangular
 
-from nutfree.adaptation import AdaptationState, Warmup
-from nutfree.dynamics.evaluation import is_finite, select
-from nutfree.dynamics.preconditioning import matvec, root, transpose
+from nutfree.numerics.evaluation import is_finite, select
+from nutfree.numerics.preconditioning import matvec, root, transpose
 from nutfree.registry import KernelSpec
+from nutfree.warmup import AdaptationState, Warmup
 
 
 class MetropolisInfo(NamedTuple):

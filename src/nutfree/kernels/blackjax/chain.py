@@ -11,16 +11,16 @@ import jax
 import jax.numpy as jnp
 from blackjax.mcmc.random_walk import normal
 
-from nutfree.adaptation import Warmup, window_warmup
-from nutfree.dynamics.evaluation import select
-from nutfree.dynamics.preconditioning import root
 from nutfree.kernels.blackjax.adapter import (
     metric,
     metropolis_info,
     on_unit_scale,
     register,
 )
+from nutfree.numerics.evaluation import select
+from nutfree.numerics.preconditioning import root
 from nutfree.registry import option
+from nutfree.warmup import Warmup, window_warmup
 
 
 def _init(api):

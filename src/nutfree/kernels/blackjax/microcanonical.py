@@ -13,11 +13,6 @@ import jax.numpy as jnp
 from blackjax.mcmc.adjusted_mclmc_dynamic import make_random_trajectory_length_fn
 from jax.flatten_util import ravel_pytree
 
-from nutfree.adaptation import AdaptationState, Warmup
-from nutfree.adaptation.pathfinder import pathfinder
-from nutfree.adaptation.window import DENSE_DIM
-from nutfree.dynamics.evaluation import flatten, select
-from nutfree.dynamics.preconditioning import matvec, root
 from nutfree.errors import MissingCapability
 from nutfree.kernels.blackjax.adapter import (
     metropolis_info,
@@ -25,7 +20,12 @@ from nutfree.kernels.blackjax.adapter import (
     pilot_warmup,
     register,
 )
+from nutfree.numerics.evaluation import flatten, select
+from nutfree.numerics.preconditioning import matvec, root
 from nutfree.registry import option
+from nutfree.warmup import AdaptationState, Warmup
+from nutfree.warmup.pathfinder import pathfinder
+from nutfree.warmup.window import DENSE_DIM
 
 #: Gradients per step of the McLachlan integrator, BlackJAX's default.
 GRADS_PER_STEP = 2

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from nutfree.adaptation import AdaptationState
 from nutfree.errors import MissingCapability
 from nutfree.kernels.blackjax.adapter import pilot_warmup, register
+from nutfree.warmup import AdaptationState
 
 #: How far, relative to its size, the prior's Hessian may differ between points.
 TOLERANCE = 1e-3

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from blackjax.smc.tuning.from_particles import particles_stds
 from jax.flatten_util import ravel_pytree
 
-from nutfree.adaptation import AdaptationState
-from nutfree.dynamics.evaluation import flatten
 from nutfree.kernels.blackjax.adapter import pilot_warmup, register
+from nutfree.numerics.evaluation import flatten
 from nutfree.registry import option
 from nutfree.target import Position
+from nutfree.warmup import AdaptationState
 
 #: A log likelihood that stands for minus infinity, and may be multiplied by zero.
 NO_LIKELIHOOD = -1e10

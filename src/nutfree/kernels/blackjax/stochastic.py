@@ -15,11 +15,11 @@ import optax
 from blackjax.sgmcmc.sgnht import SGNHTState
 from jax.flatten_util import ravel_pytree
 
-from nutfree.adaptation import AdaptationState
-from nutfree.dynamics.evaluation import is_finite, select
 from nutfree.kernels.blackjax.adapter import pilot_warmup, register
+from nutfree.numerics.evaluation import is_finite, select
 from nutfree.registry import option
 from nutfree.target import Position
+from nutfree.warmup import AdaptationState
 
 NUM_PROBES = 16  # products with the Hessian, for its diagonal and its largest value
 HEAT = 0.1  # extra variance that the minibatch's noise may bring, relative

@@ -1,0 +1,1 @@
+"""What draws tell of themselves: discrepancies, modes, evidence, ArviZ trees."""

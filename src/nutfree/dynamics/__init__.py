@@ -1,1 +1,0 @@
-"""The parts that kernels are composed of."""

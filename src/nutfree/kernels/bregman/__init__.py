@@ -1,0 +1,1 @@
+"""Bregman proximal kernels, for non-smooth and constrained posteriors."""

@@ -1,0 +1,160 @@
+"""MYULA: Moreau-Yosida unadjusted Langevin, for posteriors with a non-smooth prior.
+
+Reference: Durmus, Moulines and Pereyra, SIAM J. Imaging Sciences 11(1), 2018,
+arXiv 1612.07471. With U = f + g, g convex and non-smooth,
+
+    x' = x - gamma C (grad f(x) + grad g_lambda(x)) + sqrt(2 gamma C) xi,
+
+where g_lambda is g's Moreau envelope in the metric of the diagonal of C, an adapted
+covariance, the paper's having C = I, and lambda = smoothing * gamma. It moves on the
+sampling space: f has the Jacobian of every constrained site, and only real-supported
+sites have their g smoothed. Bias O(gamma) + O(lambda). A transition is so many steps,
+of one gradient each, that successive draws are nearly independent.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from nutfree.kernels.bregman import marbmumla
+from nutfree.kernels.bregman.envelopes import counted_envelope, smoothed_log_density
+from nutfree.kernels.bregman.overdamped import OverdampedInfo, steps_for, transition
+from nutfree.kernels.bregman.overdamped_warmup import overdamped_warmup
+from nutfree.numerics.langevin import langevin_step, metropolis_log_ratio
+from nutfree.numerics.preconditioning import root
+from nutfree.registry import KernelSpec, option
+from nutfree.target import Position, Target
+from nutfree.warmup import Warmup
+
+#: lambda over gamma; the paper asks gamma <= 1 / (L + 1 / lambda), so more than one.
+SMOOTHING = 2.0
+
+
+class MYULAState(NamedTuple):
+    """Position (a pytree), its log density, and the smoothed log density there.
+
+    `smoothed_grad` is a pytree like the position. Both are of the smoothing that the
+    state was reached with; those of `init` have none.
+    """
+
+    position: Position
+    logdensity: jax.Array
+    smoothed: jax.Array
+    smoothed_grad: Position
+
+
+def init(position, logdensity_fn: Target, rng_key=None) -> MYULAState:
+    del rng_key
+    value, grad = jax.value_and_grad(logdensity_fn)(position)
+    return MYULAState(position, value, value, grad)
+
+
+def build_kernel() -> Callable:
+    """Return `kernel(rng_key, state, target, step_size, num_steps, ...)`.
+
+    `step_size` is gamma; `num_steps` is the number of steps, or 0 for as many as
+    `relaxation` asks for (`overdamped`); `smoothing` is lambda / gamma; and
+    `inverse_mass_matrix` is C, of shape `(d, d)`, `(d,)` or a scalar. Where `adjusted`
+    is true, as in warm-up, a step is accepted as in MALA on the smoothed target.
+    """
+
+    def kernel(
+        rng_key,
+        state,
+        logdensity_fn,
+        step_size,
+        num_steps=0,
+        smoothing=SMOOTHING,
+        inverse_mass_matrix=1.0,
+        relaxation=1.0,
+        adjusted=False,
+    ) -> tuple[MYULAState, OverdampedInfo]:
+        z, unravel = ravel_pytree(state.position)
+        metric = jnp.asarray(inverse_mass_matrix, z.dtype)
+        variances = jnp.diag(metric) if metric.ndim == 2 else metric
+        scales = unravel(jnp.broadcast_to(jnp.sqrt(variances), z.shape))
+        lambda_, h, factor = smoothing * step_size, 2 * step_size, root(metric)
+        evaluate = counted_envelope(
+            smoothed_log_density(logdensity_fn.split, lambda_, scales)
+        )
+
+        def propose(key, state, count):
+            x, grad = _flat(state.position), _flat(state.smoothed_grad)
+            x_new, move = langevin_step(key, x, grad, h, factor)
+            position = unravel(x_new)
+            (value, logdensity), gradient, count = evaluate(position, count)
+            old, new = (state.smoothed, grad), (value, _flat(gradient))
+            log_ratio = metropolis_log_ratio(old, new, move, h, factor)
+            return MYULAState(position, logdensity, value, gradient), log_ratio, count
+
+        length = steps_for(step_size, num_steps, relaxation)
+        return transition(rng_key, state, length, adjusted, propose)
+
+    return kernel
+
+
+def _flat(tree) -> jax.Array:
+    return ravel_pytree(tree)[0]
+
+
+def warmup(num_pilot: int = 400) -> Warmup:
+    def look(position, target):
+        del target
+        return _flat(position), jnp.zeros(1)
+
+    def metric(found, moments, spread):
+        del spread
+        factor, covariance = found["factor"], moments.covariance()
+        if factor.ndim == 1:
+            relaxation = jnp.max(jnp.diag(covariance) / factor**2)
+            return {"inverse_mass_matrix": factor**2, "relaxation": relaxation}
+        white = jnp.linalg.solve(factor, jnp.linalg.solve(factor, covariance).T)
+        relaxation = jnp.max(jnp.linalg.eigvalsh(white))
+        return {"inverse_mass_matrix": factor @ factor.T, "relaxation": relaxation}
+
+    return overdamped_warmup(
+        init,
+        build_kernel(),
+        marbmumla.init,
+        marbmumla.build_kernel(mirrored=False),
+        marbmumla.warmup(mirrored=False, num_pilot=num_pilot),
+        look,
+        metric,
+        SMOOTHING,
+    )
+
+
+@dataclass(frozen=True)
+class Options:
+    step_size: float | None = option(
+        None, "step gamma, in units of the preconditioned coordinates", gt=0, tuned=True
+    )
+    num_steps: int | None = option(
+        None, "steps per transition; None is 2 / gamma or more", ge=1, tuned=True
+    )
+    smoothing: float | None = option(
+        None, "envelope parameter lambda, as a multiple of gamma", gt=0, tuned=True
+    )
+    num_pilot: int = option(400, "transitions before the first, to find scales", ge=40)
+
+
+SPEC = KernelSpec(
+    name="myula",
+    family="bregman",
+    summary="unadjusted Langevin on a Moreau-smoothed posterior",
+    paper="Durmus, Moulines and Pereyra 2018, arXiv 1612.07471",
+    init=init,
+    build_kernel=build_kernel,
+    warmup=warmup,
+    options=Options,
+    needs=("split",),
+    guarantee="biased",
+    bias="of order step_size, and of the smoothing lambda = smoothing * step_size: a "
+    "smaller step_size reduces both; the kernel Stein discrepancy shows it. Where the "
+    "gradient on the sampling space grows faster than linearly, as of small shares "
+    "of a simplex, the chain can run away, which divergences show",
+)

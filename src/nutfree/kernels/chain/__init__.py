@@ -1,0 +1,1 @@
+"""Chain of log-concave conditionals: separate modes by noisy observations."""

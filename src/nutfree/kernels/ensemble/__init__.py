@@ -1,0 +1,1 @@
+"""Ensemble kernels, for posteriors without a gradient."""

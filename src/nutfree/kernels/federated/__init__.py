@@ -1,0 +1,1 @@
+"""Federated kernels, for posteriors over data that may not leave their owners."""

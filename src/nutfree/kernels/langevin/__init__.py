@@ -1,0 +1,1 @@
+"""Langevin kernels: the baseline that every other family is compared with."""

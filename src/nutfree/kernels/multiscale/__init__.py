@@ -1,0 +1,1 @@
+"""Multiscale kernels, for posteriors with separate modes and a gradient."""

@@ -1,0 +1,225 @@
+"""Multiscale: exact draws from a multimodal posterior with a gradient.
+
+A pilot of many short descents finds the modes; warm-up fits a mixture q of Gaussian and
+Student-t components to them, which is then frozen. One transition makes `num_rounds`
+rounds of three Metropolis moves on pi (`kernels.multiscale.moves`):
+
+    local      a Hamiltonian trajectory in the metric of the nearest mode,
+    jump       u' = mu_k + C_k^(1/2) C_j^(-1/2) (u - mu_j), from mode j to mode k, or,
+               the more often the less q covers, u' = u + mu_k - mu_j,
+    global     u' ~ q, accepted with probability min(1, pi(u') q(u) / (pi(u) q(u'))).
+
+Reference: independence and mode-jumping Metropolis moves, Tierney, Annals of Statistics
+22(4), 1994, and Pompe, Holmes and Latuszynski, Annals of Statistics 48(5), 2020. Exact.
+Gradients: num_rounds x (num_steps + 2). The draws of q also give the evidence, by
+bridge sampling (`diagnostics.evidence`), and say whether q covers the posterior.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from nutfree.kernels.multiscale.mixture import TAILS
+from nutfree.kernels.multiscale.moves import (
+    global_move,
+    jump_move,
+    local_move,
+    placed,
+)
+from nutfree.kernels.multiscale.warmup import mixture_warmup
+from nutfree.modes.pilot import NUM_STARTS, standardised
+from nutfree.modes.record import FULL, number_of
+from nutfree.numerics.evaluation import counted_value_and_grad, flatten
+from nutfree.paths.polish import Point
+from nutfree.registry import KernelSpec, option
+from nutfree.target import Position
+from nutfree.warmup import Warmup
+
+
+class MultiscaleState(NamedTuple):
+    """A draw (a pytree), its log density, and the gradient there (a pytree)."""
+
+    position: Position
+    logdensity: jax.Array
+    logdensity_grad: Position
+
+
+class MultiscaleInfo(NamedTuple):
+    """Mean acceptance probabilities by kind of move, and what the global draws told.
+
+    acceptance_rate, jump_rate, global_rate
+        Of the local moves, the jumps, and the draws of q.
+    log_importance
+        log pi - log q at the draw.
+    proposal_log_importance
+        The same at each draw of q, `(num_rounds,)`; -inf outside the support.
+    occupancy, tails
+        Odds of the modes, `(modes,)`, and tails of q that the chain holds.
+    """
+
+    acceptance_rate: jax.Array
+    jump_rate: jax.Array
+    global_rate: jax.Array
+    log_importance: jax.Array
+    proposal_log_importance: jax.Array
+    occupancy: jax.Array
+    tails: jax.Array
+    num_grad_evals: jax.Array
+
+
+def init(position, logdensity_fn, rng_key=None) -> MultiscaleState:
+    del rng_key
+    return MultiscaleState(position, *jax.value_and_grad(logdensity_fn)(position))
+
+
+def build_kernel(*, num_rounds: int = 2, num_steps: int = 5):
+    """Return `kernel(rng_key, state, logdensity_fn, **params)`.
+
+    The parameters are those of `mixture_warmup`: `step_size` of the local moves, in
+    widths of a mode, `mixture`, q in the coordinates u = (x - `center`) / `scale`, and
+    `shifts` between its modes, which are `shift_share` of the jumps.
+    """
+
+    def kernel(
+        rng_key,
+        state,
+        logdensity_fn,
+        step_size,
+        center,
+        scale,
+        mixture,
+        shifts,
+        shift_share,
+    ) -> tuple[MultiscaleState, MultiscaleInfo]:
+        x, logdensity, unravel = flatten(state.position, logdensity_fn)
+        evaluate = counted_value_and_grad(standardised(logdensity, center, scale))
+        grad, _ = ravel_pytree(state.logdensity_grad)
+        point = Point((x - center) / scale, state.logdensity, scale * grad)
+        start = placed(point, mixture)
+        log_det = jnp.sum(jnp.log(scale))
+
+        def one_round(i, carry):
+            at, info, count = carry
+            keys = jax.random.split(jax.random.fold_in(rng_key, i), 5)
+            at, proposed, count = global_move(keys[0], at, evaluate, mixture, count)
+            jitter = jax.random.uniform(keys[1], (), x.dtype, 0.6, 1.0)
+            # a short trajectory gets away from where a long one is always rejected
+            short = (i > 0) & (jax.random.uniform(keys[2]) < 0.125)
+            at, local, count = local_move(
+                keys[3],
+                at,
+                evaluate,
+                mixture,
+                step_size=step_size * jnp.where(short, 0.05, jitter),
+                num_steps=num_steps,
+                count=count,
+            )
+            at, jump, count = jump_move(
+                keys[4], at, evaluate, mixture, shifts, shift_share, count
+            )
+            ratio = proposed.log_importance + log_det
+            info = info._replace(
+                acceptance_rate=jnp.where(i == 0, local, info.acceptance_rate),
+                jump_rate=info.jump_rate + jump / num_rounds,
+                global_rate=info.global_rate + proposed.acceptance_rate / num_rounds,
+                proposal_log_importance=info.proposal_log_importance.at[i].set(ratio),
+                occupancy=info.occupancy + proposed.occupancy / num_rounds,
+                tails=info.tails + proposed.tails / num_rounds,
+            )
+            return at, info, count
+
+        none = jnp.zeros((), x.dtype)
+        info = MultiscaleInfo(
+            none,
+            none,
+            none,
+            none,
+            jnp.zeros(num_rounds, x.dtype),
+            jnp.zeros_like(mixture.modes.log_weight),
+            jnp.zeros(len(TAILS), x.dtype),
+            jnp.asarray(0),
+        )
+        (point, place), info, count = jax.lax.fori_loop(
+            0, num_rounds, one_round, (start, info, jnp.asarray(0))
+        )
+        info = info._replace(
+            log_importance=point.value - place.log_density + log_det,
+            num_grad_evals=count,
+        )
+        position = unravel(center + scale * point.u)
+        grad = unravel(point.grad / scale)
+        return MultiscaleState(position, point.value, grad), info
+
+    return kernel
+
+
+def warmup(
+    *,
+    num_starts: int = 1024,
+    num_first_steps: int = 10,
+    num_descent_steps: int = 60,
+    num_modes: int | None = None,
+) -> Warmup:
+    return mixture_warmup(
+        num_starts=num_starts,
+        num_first_steps=num_first_steps,
+        num_descent_steps=num_descent_steps,
+        num_modes=num_modes,
+    )
+
+
+@dataclass(frozen=True)
+class Options:
+    num_rounds: int = option(2, "rounds of local moves, jumps and global moves", ge=1)
+    num_steps: int = option(5, "leapfrog steps of a local move", ge=1)
+    num_starts: int = option(1024, NUM_STARTS, ge=2)
+    num_first_steps: int = option(10, "gradients of each of its descents", ge=1)
+    num_descent_steps: int = option(60, "further gradients at each mode kept", ge=1)
+    num_modes: int | None = option(
+        None,
+        "the most modes that it keeps; by default 256, or fewer where their "
+        "covariances, of more than 32 coordinates, would fill the cache",
+        ge=1,
+    )
+    step_size: float | None = option(
+        None, "step of the local moves, in widths of a mode", gt=0, tuned=True
+    )
+
+
+def findings(params: dict) -> dict[str, jax.Array]:
+    return {"num_modes": number_of(params["mixture"].modes)}
+
+
+def concerns(params: dict) -> list[str]:
+    """What the pilot's modes say against it, for the user to read."""
+    live = jnp.isfinite(params["mixture"].modes.log_weight)
+    num_modes = live.shape[-1]
+    found = int(jnp.max(jnp.sum(live, axis=-1)))
+    if found <= FULL * num_modes:
+        return []
+    return [
+        f"The pilot has found {found} modes and keeps at most {num_modes}, so that "
+        "some may be missing. If chains disagree about the weights of the modes, write "
+        f"num_modes={4 * num_modes}, and a larger num_starts."
+    ]
+
+
+SPEC = KernelSpec(
+    name="multiscale",
+    family="multiscale",
+    summary="exact jumps between a pilot's modes, Hamiltonian moves inside; evidence",
+    paper="Tierney 1994; Pompe, Holmes and Latuszynski 2020",
+    init=init,
+    build_kernel=build_kernel,
+    warmup=warmup,
+    options=Options,
+    concerns=concerns,
+    findings=findings,
+    draws="chain",
+    guarantee="exact",
+    collects=("log_importance", "proposal_log_importance"),
+    recommended=True,
+)

@@ -1,0 +1,1 @@
+"""NumPyro's own kernels, under the same roof as ours."""

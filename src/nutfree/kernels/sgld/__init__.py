@@ -1,0 +1,1 @@
+"""Stochastic-gradient kernels, for posteriors over a great many rows."""

@@ -1,0 +1,1 @@
+"""Gradients from some of the rows: which rows, which estimator, around which mode."""

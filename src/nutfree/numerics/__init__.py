@@ -1,0 +1,1 @@
+"""Numerical tools that any family may use: evaluation, integrators, optimisers."""

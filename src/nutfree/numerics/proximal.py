@@ -1,0 +1,110 @@
+"""Proximal operators of non-smooth terms g of the potential.
+
+prox(x) = argmin_y g(y) + |x - y|^2 / (2 step).
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+
+def soft_threshold(x, threshold):
+    """The proximal operator of threshold |.|: x, brought nearer to zero."""
+    return jnp.sign(x) * jnp.maximum(jnp.abs(x) - threshold, 0.0)
+
+
+def project_simplex(x):
+    """The nearest point with positive entries that sum to one, on the last axis."""
+    descending = -jnp.sort(-x, axis=-1)
+    rank = jnp.arange(1, x.shape[-1] + 1)
+    level = (jnp.cumsum(descending, axis=-1) - 1) / rank
+    kept = jnp.sum(descending > level, axis=-1, keepdims=True)
+    return jnp.maximum(x - jnp.take_along_axis(level, kept - 1, axis=-1), 0.0)
+
+
+def _term(*fields: str):
+    def register(cls):
+        cls = dataclass(frozen=True)(cls)
+        return jax.tree_util.register_dataclass(cls, fields, ())
+
+    return register
+
+
+@_term("loc", "scale")
+class LaplaceTerm:
+    """g(x) = sum |x - loc| / scale: minus the log of a Laplace density.
+
+    The normaliser, which depends on `scale`, belongs to the smooth part.
+
+    Args:
+        loc, scale: of a shape that broadcasts to that of x; they may be traced.
+
+    Example:
+        >>> term = LaplaceTerm(0.0, 2.0)
+        >>> float(term.prox(jnp.asarray(3.0), 1.0))
+        2.5
+    """
+
+    loc: jax.Array | float
+    scale: jax.Array | float
+    #: prox also takes a step per element
+    separable = True
+
+    def value(self, x):
+        return jnp.sum(jnp.abs(x - self.loc) / self.scale)
+
+    def prox(self, x, step):
+        return self.loc + soft_threshold(x - self.loc, step / self.scale)
+
+    def gap(self, x, step):
+        """g minus its Moreau envelope far from the kink, a scalar."""
+        gap = step / (2 * jnp.square(self.scale))
+        return jnp.sum(jnp.broadcast_to(gap, jnp.shape(x)))
+
+    def right_prox(self, entropy, x, step):
+        """argmin_y g(y) + D_phi(x, y) / step, with phi centred at the kink.
+
+        With u and v the distances of x and y to the kink in units of phi, stationarity
+        reads u - v = t sqrt(1 + v^2), t = step phi.scale / scale, a quadratic in v.
+        """
+        u = (x - self.loc) / entropy.scale
+        t = step * entropy.scale / self.scale
+        size = jnp.abs(u)
+        inside = size > t
+        size = jnp.where(inside, size, t)
+        root = jnp.sqrt(1 + (size - t) * (size + t))
+        v = (size - t) * (size + t) / (size + t * root)
+        return self.loc + entropy.scale * jnp.sign(u) * v
+
+
+@_term("lower", "upper")
+class Box:
+    """g(x) = 0 where lower <= x <= upper, infinite elsewhere."""
+
+    lower: jax.Array | float
+    upper: jax.Array | float
+    separable = True
+
+    def value(self, x):
+        inside = jnp.all((self.lower <= x) & (x <= self.upper))
+        return jnp.where(inside, 0.0, jnp.inf).astype(x.dtype)
+
+    def prox(self, x, step):
+        return jnp.clip(x, self.lower, self.upper)
+
+
+@_term("scale")
+class GroupNorm:
+    """g(x) = sum of |x_group| / scale, a group being a row of the last axis."""
+
+    scale: jax.Array | float
+    separable = False
+
+    def value(self, x):
+        return jnp.sum(jnp.linalg.norm(x, axis=-1) / self.scale)
+
+    def prox(self, x, step):
+        norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
+        threshold = step / jnp.expand_dims(jnp.asarray(self.scale), -1)
+        return x * jnp.maximum(1 - threshold / jnp.where(norm > 0, norm, 1.0), 0.0)

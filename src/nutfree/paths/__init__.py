@@ -1,0 +1,1 @@
+"""Annealed paths from a wide Gaussian to the posterior, and their denoisers."""

@@ -1,0 +1,195 @@
+"""Paths: how (m, s) moves from a noisy look at the posterior to a sharp one.
+
+A path is walked with any denoiser, an estimate of D(m, s) = E[X | X + s z = m]. With
+the exact D what remains is the path's own error, of the discretised dynamics.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nutfree.paths.denoisers import Denoiser, as_estimate
+from nutfree.paths.slow import (
+    Look,
+    Slow,
+    annealed_overdamped,
+    kinetic_step,
+)
+
+
+class PathEnd(NamedTuple):
+    """Where a path ended.
+
+    look : (d,), the last m, whose law is that of X + s z.
+    noise : the last s.
+    carry : the denoiser's state there.
+    count : evaluations made along the path.
+    """
+
+    look: jax.Array
+    noise: jax.Array
+    carry: Any
+    spent: jax.Array
+
+
+#: How lambda rises from near 0 to near 1.
+SCHEDULES = ("sigmoid", "linear", "cosine")
+
+
+def noise_levels(num_levels: int, first, last, schedule: str = "sigmoid") -> jax.Array:
+    """`num_levels` noise levels s / sigma from `first` down to `last`.
+
+    lambda = 1/(1 + (s/sigma)^2) rises along "sigmoid" as 1/(1 + e^-t), so that log s
+    falls evenly, along "linear" evenly, and along "cosine" as sin^2 of an even angle.
+    """
+    along = jnp.linspace(0.0, 1.0, num_levels)
+
+    def evenly(start, end):
+        return start + along * (end - start)
+
+    if schedule == "sigmoid":
+        return jnp.exp(jnp.linspace(jnp.log(first), jnp.log(last), num_levels))
+    if schedule == "linear":
+        # 1 - lambda, which keeps its digits at the end
+        rest = evenly(first**2 / (1.0 + first**2), last**2 / (1.0 + last**2))
+        return jnp.sqrt(rest / (1.0 - rest))
+    if schedule == "cosine":
+        return jnp.tan(evenly(jnp.arctan(first), jnp.arctan(last)))
+    raise ValueError(f"The schedule is {schedule!r}; write one of {SCHEDULES}.")
+
+
+def annealed_path(
+    rng_key: jax.Array,
+    denoiser: Denoiser,
+    levels: jax.Array,
+    *,
+    dim: int,
+    base_scale: jax.Array,
+    width: Callable[[jax.Array], jax.Array] | jax.Array,
+    slow: Slow | None = None,
+    degrees_of_freedom: float | None = None,
+    step_size: float | jax.Array = 1.0,
+    count: jax.Array | int = 0,
+) -> PathEnd:
+    """Slow dynamics along X_lambda = sqrt(lambda) X + sqrt(1 - lambda) sigma z.
+
+    The path of arXiv 2508.15069, with the base centred at the origin. A look is
+    m = X_lambda / sqrt(lambda) with noise s = sigma sqrt((1 - lambda) / lambda), so the
+    levels give s / sigma. At each of them the denoiser is asked once, and the slow
+    dynamics make a step.
+
+    Args:
+        rng_key: a key.
+        denoiser: the estimate of D.
+        levels: (levels,), decreasing values of s / sigma.
+        dim: d.
+        base_scale: sigma: the standard deviation of the posterior, or more.
+        width: w, (d,), how wide a mode is, or a function of m that gives it; the path
+            is unstable in modes much narrower than this.
+        slow: the dynamics, by default `annealed_overdamped(step_size)`.
+        degrees_of_freedom: of a Student-t z; None for Gaussian.
+        step_size: of the default dynamics.
+        count: evaluations so far.
+    """
+    slow = annealed_overdamped(step_size) if slow is None else slow
+    first_key, path_key = jax.random.split(rng_key)
+    x = base_scale * jax.random.normal(first_key, (dim,), levels.dtype)
+    if degrees_of_freedom is not None:
+        half = jnp.asarray(0.5 * degrees_of_freedom, levels.dtype)
+        g = jax.random.gamma(jax.random.fold_in(first_key, 0), half) / half
+        x = x / jnp.sqrt(g)
+    auxiliary = slow.init(jax.random.fold_in(first_key, 1), x, base_scale)
+
+    def level(i, carry):
+        x, auxiliary, state, count = carry
+        denoise_key, noise_key = jax.random.split(jax.random.fold_in(path_key, i))
+        s = levels[i]
+        m = x * jnp.sqrt(1.0 + s**2)
+        estimate, state, count = denoiser.step(
+            denoise_key, state, m, s * base_scale, count
+        )
+        w = width(m) if callable(width) else width
+        following = levels[jnp.minimum(i + 1, len(levels) - 1)]
+        look = Look(i, s, following, base_scale, as_estimate(estimate), w)
+        x, auxiliary = slow.step(noise_key, look, x, auxiliary)
+        return x, auxiliary, state, count
+
+    # what the first look is made of says where the fast chain may start
+    m = x * jnp.sqrt(1.0 + levels[0] ** 2)
+    start = (x, auxiliary, denoiser.init(m), jnp.asarray(count))
+    x, _, state, count = jax.lax.fori_loop(0, len(levels), level, start)
+    last = levels[-1]
+    return PathEnd(
+        x * jnp.sqrt(1.0 + last**2), last * base_scale, state, jnp.asarray(count)
+    )
+
+
+def looks_path(
+    rng_key: jax.Array,
+    denoiser: Denoiser,
+    num_looks: int,
+    *,
+    dim: int,
+    base_scale: jax.Array,
+    noise: jax.Array,
+    num_steps: int,
+    step_size: float | jax.Array = 1.4,
+    friction: float | jax.Array = 2.0,
+    count: jax.Array | int = 0,
+) -> PathEnd:
+    """Accumulate noisy looks y_m = X + sigma z_m, m = 1...M, each given the earlier.
+
+    The path of arXiv 2305.19473: the mean ybar_m of the looks is all that matters,
+
+        grad log p(y_m | y_1...y_(m-1)) = (D(ybar_m, sigma/sqrt(m)) - y_m) / sigma^2,
+
+    and each look is drawn by underdamped Langevin, `slow.kinetic_step`, that starts
+    from the last look and its velocity.
+
+    Args:
+        rng_key: a key.
+        denoiser: the estimate of D.
+        num_looks: M.
+        dim: d.
+        base_scale: the standard deviation of the posterior, where the first starts.
+        noise: sigma, an array, whose type the path has.
+        num_steps: Langevin steps for each look.
+        step_size: in units of sigma, the standard deviation of a look; stable below
+            two.
+        friction: of the velocity, per unit of time; two is critical.
+        count: evaluations so far.
+    """
+    first_key, velocity_key, path_key = jax.random.split(rng_key, 3)
+    shape, dtype = (dim,), noise.dtype
+    y = jnp.sqrt(base_scale**2 + noise**2) * jax.random.normal(first_key, shape, dtype)
+    times = {"step_size": step_size, "friction": friction}
+
+    def look(index, carry):
+        y, velocity, mean, state, count = carry
+        m = jnp.asarray(index + 1, dtype)
+        key = jax.random.fold_in(path_key, index)
+
+        def step(i, carry):
+            y, velocity, state, count = carry
+            denoise_key, noise_key = jax.random.split(jax.random.fold_in(key, i))
+            average = mean + (y - mean) / m
+            estimate, state, count = denoiser.step(
+                denoise_key, state, average, noise / jnp.sqrt(m), count
+            )
+            force = (estimate - y) / noise
+            xi = jax.random.normal(noise_key, shape, dtype)
+            move, velocity = kinetic_step(xi, velocity, force, **times)
+            return y + noise * move, velocity, state, count
+
+        y, velocity, state, count = jax.lax.fori_loop(
+            0, num_steps, step, (y, velocity, state, count)
+        )
+        return y, velocity, mean + (y - mean) / m, state, count
+
+    velocity = jax.random.normal(velocity_key, shape, dtype)
+    zeros = jnp.zeros_like(y)
+    start = (y, velocity, zeros, denoiser.init(y), jnp.asarray(count))
+    _, _, mean, state, count = jax.lax.fori_loop(0, num_looks, look, start)
+    return PathEnd(mean, noise / num_looks**0.5, state, jnp.asarray(count))

@@ -1,0 +1,53 @@
+"""What a comparison found, as data: the pictures and the page are made from it."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nutfree import registry
+from nutfree.report.judge import Evidence
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+    from nutfree.target import Target
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a comparison found.
+
+    Attributes:
+        table: a row per kernel, its figures and a verdict.
+        trees: the draws of each kernel that ran.
+        best: name of the kernel to use, or None where no run can be trusted.
+        recommendation: a sentence that starts with that name and says why.
+        evidence: by kernel, what speaks against its run.
+        options: by kernel, the options it ran with.
+        specs: by kernel, what the registry knows of it.
+        target: the posterior, for plots.
+    """
+
+    table: "pd.DataFrame"
+    trees: dict[str, "xr.DataTree"]
+    best: str | None
+    recommendation: str
+    evidence: dict[str, Evidence] = field(repr=False)
+    options: dict[str, dict[str, Any]] = field(repr=False)
+    specs: dict[str, registry.KernelSpec] = field(repr=False)
+    target: "Target" = field(repr=False)
+
+    @property
+    def modes(self) -> "pd.DataFrame":
+        """Share of each kernel's draws in each mode that any of them found."""
+        import pandas as pd
+
+        shares = {name: e.mode_shares for name, e in self.evidence.items()}
+        table = pd.DataFrame.from_dict(shares, orient="index")
+        table.index.name = "kernel"
+        return table.rename(columns=lambda i: f"mode {i + 1}")
+
+    @property
+    def caveats(self) -> dict[str, str]:
+        """For each biased kernel, which option reduces the bias and what shows it."""
+        return {name: spec.bias for name, spec in self.specs.items() if spec.bias}

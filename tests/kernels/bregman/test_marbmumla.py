@@ -1,0 +1,181 @@
+"""Adjusted trajectories: exact whatever the step and the smoothing."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from numpyro.distributions import constraints
+
+from nutfree.kernels.bregman import arclength, marbmumla
+from nutfree.numerics.proximal import LaplaceTerm
+from nutfree.warmup import fisher
+from tests.kernels.bregman.test_myula import gaussian, real_target
+from tests.kernels.bregman.test_rbmumla import constrained_target
+
+NUM_CHAINS = 20_000
+
+
+def advanced(target, start, *, mirrored=True, num_steps=30, **params):
+    """Positions after `num_steps` transitions of chains that start from `start`."""
+    kernel = marbmumla.build_kernel(mirrored=mirrored)
+
+    def chain(key, x):
+        def step(state, key):
+            state, info = kernel(key, state, target, **params)
+            return state, info.acceptance_rate
+
+        state = marbmumla.init({"x": x}, target)
+        state, rates = jax.lax.scan(step, state, jax.random.split(key, num_steps))
+        return state.position["x"], rates.mean()
+
+    keys = jax.random.split(jax.random.key(0), len(start))
+    x, rates = jax.jit(jax.vmap(chain))(keys, start)
+    return np.asarray(x), float(rates.mean())
+
+
+def assert_standard_errors(x, cdf):
+    """Twenty bins of equal mass; a chi-square test that fails once in 10,000."""
+    from scipy.stats import chisquare
+
+    counts = np.bincount((20 * cdf(x)).astype(int).clip(0, 19), minlength=20)
+    assert chisquare(counts).pvalue > 1e-4, counts
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 5.0])
+def test_laplace_stays_laplace_with_long_steps_and_any_smoothing(smoothing):
+    """Exact draws stay exact: no bias from the step or from the envelope."""
+    target = real_target(lambda x: jnp.asarray(0.0), LaplaceTerm(0.0, 1.0))
+    law = dist.Laplace(0.0, 1.0)
+    start = law.sample(jax.random.key(1), (NUM_CHAINS, 1))
+    x, rate = advanced(target, start, step_size=1.0, smoothing=smoothing, num_steps=10)
+    assert 0.2 < rate < 0.97
+    assert_standard_errors(x[:, 0], law.cdf)
+
+
+def test_gaussian_is_reached_from_afar_at_half_the_stability_limit():
+    """20,000 draws; 4.5 sd bounds fail once in 100,000."""
+    start = jnp.full((NUM_CHAINS, 2), 4.0)
+    x, _ = advanced(real_target(gaussian), start, step_size=1.0, num_steps=30)
+    sd = np.array([1.0, 2.0])
+    np.testing.assert_allclose((x.mean(0) - 1) / sd, 0, atol=4.5 / NUM_CHAINS**0.5)
+    spread = 4.5 * (2 / NUM_CHAINS) ** 0.5
+    np.testing.assert_allclose(x.var(0) / sd**2, 1, atol=spread)
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+@pytest.mark.parametrize("unit", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
+def test_gamma_laws_stay_as_they_are(mirrored, unit):
+    """Near the boundary and far from it, whatever the unit."""
+    law = dist.Gamma(jnp.array([0.5, 1.0, 20.0]), 1.0)
+    target = constrained_target(law, constraints.positive)
+    start = jnp.log(law.sample(jax.random.key(1), (NUM_CHAINS,)))
+    # the standard deviations of the logs
+    factor = 1.0 if mirrored else jnp.array([2.2, 1.3, 0.23])
+    params = {"step_size": 0.6, "unit": unit, "factor": factor}
+    x, rate = advanced(target, start, mirrored=mirrored, num_steps=10, **params)
+    assert 0.2 < rate < 0.999
+    for i, shape in enumerate((0.5, 1.0, 20.0)):
+        cdf = partial(jax.scipy.special.gammainc, shape)
+        assert_standard_errors(np.exp(x[:, i]), lambda v, cdf=cdf: np.asarray(cdf(v)))
+
+
+def test_arc_length_coordinates_invert_and_have_their_jacobian():
+    mask = np.array([True] * 6 + [False])
+    z = jnp.array([-80.0, -20.0, -6.0, 0.0, 1.5, 6.0, 3.0])
+    s = arclength.enter(z, mask, 0.7)
+    back, log_slope = arclength.leave(s, mask, 0.7)
+    np.testing.assert_allclose(back, z, rtol=1e-5, atol=1e-5)
+    jacobian = jax.jacfwd(lambda s: arclength.leave(s, mask, 0.7)[0])(s)
+    slope = jnp.sum(jnp.log(jnp.diag(jacobian)))
+    np.testing.assert_allclose(log_slope, slope, rtol=1e-4)
+
+
+def test_fisher_factor_of_a_gaussian_is_exact_from_few_draws():
+    """60 draws of 30 coordinates, where a sample covariance is off by half."""
+    d, num = 30, 60
+    basis = jax.random.normal(jax.random.key(0), (d, d))
+    covariance = basis @ basis.T / d + 0.1 * jnp.eye(d)
+    x = (
+        jax.random.normal(jax.random.key(1), (num, d))
+        @ jnp.linalg.cholesky(covariance).T
+    )
+    g = -jnp.linalg.solve(covariance, x.T).T
+    start = fisher.no_sums(d, x.dtype)
+    sums, _ = jax.lax.scan(lambda s, xg: (fisher.add(s, *xg), None), start, (x, g))
+    root = jax.jit(fisher.factor)(sums)
+    white = jnp.linalg.solve(root, jnp.linalg.cholesky(covariance))
+    singular = np.linalg.svd(white, compute_uv=False)
+    assert np.all((singular > 0.75) & (singular < 1.35))
+
+
+def test_a_far_start_is_left_before_the_pilot():
+    """Where the log density is so low that float32 cannot tell steps apart."""
+    scales = jnp.array([1e-3, 1.0])
+    target = real_target(lambda x: -0.5 * jnp.sum((x / scales) ** 2))
+    warmup = marbmumla.warmup()
+    init = jax.jit(partial(warmup.init, target=target, num_steps=0))
+    adapt = init(jax.random.key(0), {"x": jnp.full(2, 50.0)})
+    params = warmup.final(adapt)
+    assert 0.2 < params["step_size"] < 1.9
+    assert jnp.all(jnp.abs(adapt.position["x"] / scales) < 6)
+    found = jnp.sqrt(jnp.sum(params["factor"] ** 2, axis=1)) / scales
+    assert jnp.all((found > 0.7) & (found < 1.4))
+
+
+def test_steps_and_densities_are_counted():
+    target = real_target(gaussian)
+    state = marbmumla.init({"x": jnp.zeros(2)}, target)
+    kernel = jax.jit(partial(marbmumla.build_kernel(), logdensity_fn=target))
+    for options, expected in (
+        ({"step_size": 0.5}, 5),
+        ({"step_size": 0.5, "num_steps": 3}, 3),
+        ({"step_size": 1e-6}, 128),
+    ):
+        _, info = kernel(jax.random.key(0), state, **options)
+        assert info.num_grad_evals == info.num_steps == expected
+        assert info.num_density_evals == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["marbmumla", "mamyula", "rbmumla", "myula"])
+@pytest.mark.parametrize(
+    "label", ["lasso_diabetes", "positive_regression", "simplex_regression"]
+)
+def test_untuned_answer_agrees_with_nuts(name, label):
+    """500 + 1,000 transitions of 4 chains: means within 0.3 sd, sds within 15 %.
+
+    Effective draws are more than 500: 0.3 sd is more than 6 standard errors of a mean
+    and 15 % 4 of a sd, over at most 51 coordinates.
+    """
+    from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
+    from numpyro.infer import MCMC, NUTS
+
+    import models
+    from nutfree.hosts.numpyro import kernel
+
+    zoo = models.load(label)
+
+    def run(kernel, num_samples):
+        mcmc = MCMC(
+            kernel,
+            num_warmup=500,
+            num_samples=num_samples,
+            num_chains=4,
+            chain_method="vectorized",
+            progress_bar=False,
+        )
+        mcmc.run(jax.random.key(0), **zoo.data())
+        return mcmc.get_samples(group_by_chain=True)
+
+    reference = run(NUTS(zoo.model, target_accept_prob=0.9), 3000)
+    draws = run(kernel(name, model=zoo.model), 1000)
+    for site, exact in reference.items():
+        sd, x = exact.std((0, 1)), np.asarray(draws[site])
+        shift = (x.mean((0, 1)) - exact.mean((0, 1))) / sd
+        np.testing.assert_allclose(shift, 0, atol=0.3)
+        np.testing.assert_allclose(x.std((0, 1)) / sd, 1, atol=0.15)
+        assert np.all(split_gelman_rubin(x) < 1.05)
+        assert np.min(effective_sample_size(x)) > 100

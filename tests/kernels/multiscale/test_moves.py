@@ -1,0 +1,127 @@
+"""Each move leaves the posterior invariant, and q is the density of its draws.
+
+Tolerances are four and a half standard errors, with fixed seeds: false alarms below
+1e-3 for the file.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nutfree.kernels.multiscale.mixture import Mixture, draw, log_density
+from nutfree.kernels.multiscale.moves import (
+    global_move,
+    jump_move,
+    local_move,
+    placed,
+)
+from nutfree.modes.record import modes_of, shifts_between, summands
+from nutfree.paths.polish import Point
+from tests.paths.test_polish import EVALUATE, MODES, exact_draws
+
+MIXTURE = Mixture(
+    MODES._replace(log_weight=jax.nn.log_softmax(MODES.log_weight)),
+    jnp.log(jnp.array([0.5, 0.3, 0.2])),
+)
+SHIFTS = shifts_between(MIXTURE.modes)
+
+
+def local(key, at):
+    step = jnp.asarray(0.9)
+    moved, rate, _ = local_move(
+        key, at, EVALUATE, MIXTURE, step_size=step, num_steps=3, count=0
+    )
+    return moved, rate
+
+
+def transport(key, at):
+    return jump_move(key, at, EVALUATE, MIXTURE, SHIFTS, 0.0, 0)[:2]
+
+
+def shift(key, at):
+    return jump_move(key, at, EVALUATE, MIXTURE, SHIFTS, 1.0, 0)[:2]
+
+
+def independence(key, at):
+    moved, proposed, _ = global_move(key, at, EVALUATE, MIXTURE, 0)
+    return moved, proposed.acceptance_rate
+
+
+@pytest.mark.parametrize("move", [local, transport, shift, independence])
+def test_exact_draws_stay_exact(move):
+    starts = exact_draws(40_000)
+
+    def one(key, u):
+        value, grad, _ = EVALUATE(u, 0)
+        at, rates = placed(Point(u, value, grad), MIXTURE), []
+        for i in range(4):
+            at, rate = move(jax.random.fold_in(key, i), at)
+            rates.append(rate)
+        # what is kept of the mixture's place is that of the point
+        fresh = log_density(MIXTURE, at.point.u)
+        return at.point.u, jnp.stack(rates).mean(), at.place.log_density - fresh
+
+    keys = jax.random.split(jax.random.key(1), len(starts))
+    u, rate, apart = jax.jit(jax.vmap(one))(keys, jnp.asarray(starts, jnp.float32))
+    assert np.abs(apart).max() < 1e-3
+
+    def summaries(u):
+        return np.concatenate([u, u**2, u[:, :1] * u[:, 1:], u > 0], axis=1)
+
+    before, after = summaries(starts), summaries(np.asarray(u))
+    # the draws are paired with their starts, which makes the difference no larger
+    error = np.sqrt((before.var(0) + after.var(0)) / len(u))
+    assert (abs(after.mean(0) - before.mean(0)) < 4.5 * error).all()
+    assert 0.1 < rate.mean() < 0.99
+    assert np.abs(np.asarray(u) - starts).max() > 1.0
+
+
+def test_mixture_is_the_normalised_density_of_its_draws():
+    """In one dimension, by a grid and by the share of draws in intervals."""
+    modes = modes_of(
+        jnp.array([[-1.0], [2.0]]),
+        jnp.array([[0.3], [0.6]]),
+        jnp.ones((2, 1, 1)),
+        jnp.log(jnp.array([0.4, 0.6])),
+    )
+    mixture = Mixture(modes, jnp.log(jnp.array([0.2, 0.3, 0.5])))
+    grid = jnp.linspace(-400.0, 400.0, 800_001)[:, None]
+    density = np.exp(jax.jit(jax.vmap(lambda u: log_density(mixture, u)))(grid))
+    mass = np.cumsum(density) * 1e-3
+    assert mass[-1] == pytest.approx(1.0, abs=1e-3)
+    keys = jax.random.split(jax.random.key(0), 100_000)
+    draws = np.asarray(jax.jit(jax.vmap(lambda key: draw(key, mixture)))(keys))[:, 0]
+    for edge in (-5.0, -1.3, -1.0, 0.0, 1.0, 2.0, 3.0, 6.0):
+        expected = mass[np.searchsorted(grid[:, 0], edge)]
+        assert abs((draws < edge).mean() - expected) < 4.5 * 0.5 / 100_000**0.5 + 1e-3
+
+
+def at_points(points):
+    ones = jnp.ones_like(points)
+    axes = jnp.broadcast_to(jnp.eye(points.shape[1]), (*points.shape, points.shape[1]))
+    return modes_of(points, ones, axes, jnp.zeros(len(points)))
+
+
+def test_of_modes_too_many_to_be_known_the_ways_between_wells_are_found():
+    """A hundred of 2^12 combinations, hardly any two a single well apart."""
+    steps = np.linspace(3.0, 5.0, 12)
+    right = np.random.default_rng(0).random((100, 12)) > 0.5
+    shifts = shifts_between(at_points(jnp.asarray(right * steps, jnp.float32)))
+    assert list(shifts.number) == [256, 12]
+    found = np.abs(shifts.between[1, :12])
+    np.testing.assert_allclose(found[found.argmax(1).argsort()], np.diag(steps), 1e-3)
+
+
+def test_modes_that_are_known_have_no_other_shifts_and_one_mode_has_none():
+    points = jax.random.normal(jax.random.key(0), (8, 3))
+    modes = at_points(points)._replace(log_weight=jnp.log(jnp.arange(8) < 4.0))
+    assert list(shifts_between(modes).number) == [6, 0]
+    assert list(shifts_between(at_points(points[:1])).number) == [0, 0]
+
+
+def test_summands_are_of_what_is_there():
+    vectors = jnp.array([[4.0, 0.0], [4.0, 3.0], [0.0, 3.0], [9.0, 9.0]])
+    found, live = summands(vectors, jnp.array([True, True, True, False]))
+    assert list(live) == [True, True, False, False]
+    np.testing.assert_allclose(np.abs(found[:2]).sum(0), [4.0, 3.0])

@@ -1,0 +1,233 @@
+"""Multiscale from its own warm-up. Tolerances are four standard errors or more.
+
+With fixed seeds, false alarms are below 1e-3 for the file.
+"""
+
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpyro.diagnostics import effective_sample_size
+from scipy.stats import chisquare
+
+import nutfree as nf
+from nutfree.diagnostics.evidence import pareto_k, pooled_bridge
+from nutfree.kernels.multiscale.multiscale import SPEC
+from nutfree.target import Prior, Target
+from tests.kernels.multiscale.test_multalmc import sample
+
+WEIGHTS = np.array([0.1, 0.2, 0.7])
+MEANS = np.array([[-8.0, 0.0, 3.0], [6.0, 6.0, -2.0], [5.0, -7.0, 0.0]])
+ROOTS = np.stack([np.diag([0.4, 1.0, 2.0]), np.eye(3), 0.7 * np.eye(3)])
+ROOTS[2, 1, 0] = 1.2
+LOG_DET = np.log(np.abs(np.linalg.det(ROOTS)))
+INVERSE = np.linalg.inv(ROOTS)
+
+
+def three(x):
+    """A normalised mixture with unequal weights, scales and correlations."""
+    z = jnp.einsum("kij,kj->ki", INVERSE, x["x"] - MEANS)
+    squares = jnp.sum(z**2, axis=-1) + 3 * jnp.log(2 * jnp.pi)
+    return jax.nn.logsumexp(jnp.log(WEIGHTS) - LOG_DET - 0.5 * squares)
+
+
+THREE = Target(three, position={"x": jnp.zeros(3)})
+
+
+@pytest.fixture(scope="module")
+def run():
+    options = {"num_starts": 256, "num_modes": 16}
+    return sample(THREE, spec=SPEC, num_warmup=200, num_samples=4000, **options)
+
+
+def test_modes_have_their_weights_means_and_covariances(run):
+    states, _, _ = run
+    x = np.asarray(states.position["x"])
+    mode = np.linalg.norm(x[:, None] - MEANS, axis=-1).argmin(1)
+    for k in range(3):
+        inside = (mode == k).astype(float)
+        error = np.sqrt(WEIGHTS[k] * (1 - WEIGHTS[k]))
+        error /= np.sqrt(effective_sample_size(inside[None]))
+        assert abs(inside.mean() - WEIGHTS[k]) < 4.5 * error
+        z = (x[mode == k] - MEANS[k]) @ INVERSE[k].T
+        squares = z[:, :, None] * z[:, None]
+        for moment, expected in ((z, np.zeros(3)), (squares, np.eye(3))):
+            size = effective_sample_size(moment[None])
+            error = moment.std(0) / np.sqrt(size)
+            assert (abs(moment.mean(0) - expected) < 4.5 * error).all()
+
+
+def test_most_moves_between_modes_are_accepted(run):
+    _, info, params = run
+    assert info.global_rate.mean() > 0.5
+    assert info.jump_rate.mean() > 0.5
+    assert abs(info.acceptance_rate.mean() - 0.8) < 0.15
+    assert np.isfinite(params["mixture"].modes.width).all()
+
+
+def test_evidence_of_a_normalised_density_is_one(run):
+    _, info, _ = run
+    found = pooled_bridge(
+        np.asarray(info.log_importance)[None],
+        np.asarray(info.proposal_log_importance)[None],
+    )
+    assert found.log_evidence_se < 0.03
+    assert abs(found.log_evidence) < 4 * found.log_evidence_se
+    assert pareto_k(np.asarray(info.proposal_log_importance)[None]) < 0.7
+
+
+def test_cost_is_what_the_counts_say(run):
+    _, info, _ = run
+    assert (info.num_grad_evals == 2 * (5 + 2)).all()
+
+
+@pytest.mark.optimised
+def test_shifts_reach_modes_that_are_too_many_to_be_known():
+    """2^8 combinations of two wells, of which 16 are kept."""
+    grid = np.linspace(-4.0, 4.0, 4001)
+    well = -(grid**4) + 6 * grid**2 + 0.2 * grid
+    density = np.exp(well - well.max())
+    right = density[grid > 0].sum() / density.sum()
+
+    def wells(x):
+        return jnp.sum(-(x**4) + 6 * x**2 + 0.2 * x)
+
+    kernel = nf.kernel("multiscale", Target(wells, position=jnp.zeros(8)), num_modes=16)
+    settings = {"num_warmup": 500, "num_samples": 8000, "num_chains": 4}
+    with pytest.warns(UserWarning, match="num_modes=64"):
+        tree = nf.sample(kernel, progress_bar=False, **settings)
+    inside = (np.asarray(tree["posterior"]["x"]) > 0).astype(float)
+    size = effective_sample_size(inside)
+    assert size.min() > 200
+    error = np.sqrt(right * (1 - right) / size)
+    assert (abs(inside.mean((0, 1)) - right) < 4 * error).all()
+
+
+def test_mode_that_the_pilot_missed_is_met_by_the_wide_component():
+    """The prior, and so the pilot, keeps to the left of two modes."""
+
+    def density(x):
+        narrow = -0.5 * jnp.sum((x / 0.5) ** 2, axis=-1)
+        far = -0.5 * jnp.sum(((x - 2.5) / 0.2) ** 2, axis=-1)
+        return jnp.logaddexp(narrow, far + jnp.log(3.0))
+
+    left = Prior(lambda key: 0.3 * jax.random.normal(key, (1,)), None)
+    target = Target(density, position=-0.1 * jnp.ones(1), prior=left)
+    _, info, _ = sample(target, spec=SPEC, num_warmup=0, num_samples=2000, num_modes=2)
+    assert pareto_k(np.asarray(info.proposal_log_importance)[None]) > 0.7
+
+
+def test_pilot_with_no_room_for_all_modes_tells_the_user():
+    with pytest.warns(UserWarning, match="num_modes=8"):
+        run_pilot(THREE, num_modes=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_pilot(THREE, num_modes=16)
+
+
+def test_room_for_a_single_mode():
+    _, info, _ = sample(
+        THREE, spec=SPEC, num_warmup=20, num_samples=20, num_starts=16, num_modes=1
+    )
+    assert (info.num_grad_evals == 2 * (5 + 2)).all()
+
+
+@pytest.mark.slow
+def test_modes_that_the_pilot_found_are_in_the_report():
+    kernel = nf.kernel("multiscale", THREE, num_starts=64, num_modes=16)
+    settings = {"num_warmup": 2, "num_samples": 8, "num_chains": 1}
+    tree = nf.sample(kernel, progress_bar=False, **settings)
+    assert json.loads(tree.sample_stats.attrs["tuned"])["num_modes"] == [3]
+
+
+def run_pilot(target, **options):
+    nf.kernel("multiscale", target, **options).init(jax.random.key(0), 10)
+
+
+@pytest.mark.slow
+def test_heavy_tail_shows_in_the_importance_ratios():
+    # q covers a Cauchy in a few coordinates, and not in ten
+    target = Target(lambda x: -jnp.sum(jnp.log1p(x**2)), position=jnp.zeros(10))
+    _, info, _ = sample(
+        target, spec=SPEC, num_warmup=100, num_samples=3000, num_starts=64, num_modes=8
+    )
+    assert pareto_k(np.asarray(info.proposal_log_importance)[None]) > 0.7
+
+
+@pytest.mark.slow
+def test_density_with_holes_never_yields_a_draw_in_one():
+    def holed(x):
+        density = -0.5 * jnp.sum(x**2)
+        return jnp.where(jnp.abs(x[0]) < 0.3, jnp.nan, density)
+
+    states, _, _ = sample(
+        Target(holed, jnp.ones(2)),
+        spec=SPEC,
+        num_warmup=20,
+        num_samples=300,
+        num_starts=64,
+        num_modes=8,
+    )
+    assert np.isfinite(states.logdensity).all()
+    assert (np.abs(states.position[:, 0]) >= 0.3).all()
+
+
+NUM_RANKS = 15
+
+
+@pytest.mark.slow
+def test_ranks_of_the_truth_are_uniform_where_the_posterior_has_two_modes():
+    """Data on |x| alone leave its sign open, but for the prior. Chi-square at 1e-3.
+
+    The crease at x = 0 is as blunt as the noise is large, so that draws eight
+    transitions apart are independent: correlated ones crowd the first and last ranks.
+    """
+
+    def rank(key):
+        truth_key, noise_key, chain_key = jax.random.split(key, 3)
+        mean, sd = jnp.array([0.5, 0.0]), jnp.array([2.0, 1.0])
+        truth = mean + sd * jax.random.normal(truth_key, (2,))
+        y = jnp.abs(truth[0]) + truth[1]
+        y = y + jax.random.normal(noise_key, (4,))
+
+        def density(x):
+            prior = -0.5 * jnp.sum(((x - mean) / sd) ** 2)
+            residual = y - jnp.abs(x[0]) - x[1]
+            return prior - 0.5 * jnp.sum(residual**2)
+
+        target = Target(density, position=jnp.array([0.1, 0.0]))
+        kernel = SPEC.build_kernel()
+        warmup = SPEC.warmup(
+            num_starts=16, num_first_steps=10, num_descent_steps=20, num_modes=4
+        )
+        pilot_key, warmup_key, draw_key = jax.random.split(chain_key, 3)
+        adapt = warmup.init(pilot_key, target.position, target, 100)
+        state = SPEC.init(adapt.position, target)
+
+        def tune(carry, key):
+            adapt, state = carry
+            state, info = kernel(key, state, target, **adapt.params)
+            return (warmup.update(adapt, state, info), state), None
+
+        keys = jax.random.split(warmup_key, 100)
+        (adapt, state), _ = jax.lax.scan(tune, (adapt, state), keys)
+        params = warmup.final(adapt)
+
+        def thinned(state, key):
+            def step(i, state):
+                return kernel(jax.random.fold_in(key, i), state, target, **params)[0]
+
+            state = jax.lax.fori_loop(0, 8, step, state)
+            return state, state.position
+
+        keys = jax.random.split(draw_key, NUM_RANKS)
+        draws = jax.lax.scan(thinned, state, keys)[1]
+        return jnp.sum(draws < truth, axis=0)
+
+    ranks = jax.jit(jax.vmap(rank))(jax.random.split(jax.random.key(5), 1600))
+    for values in np.asarray(ranks).T:
+        counts = np.bincount(values, minlength=NUM_RANKS + 1)
+        assert chisquare(counts).pvalue > 1e-3, counts

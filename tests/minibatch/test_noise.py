@@ -1,0 +1,82 @@
+"""The noise of batches where the Gaussian at the mode is, and is not, the posterior."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nutfree.kernels.sgld.stochastic import row_sampler
+from nutfree.minibatch.gradients import control_at
+from nutfree.minibatch.mode import curvature_around, laplace_of_rows
+from nutfree.minibatch.noise import surroundings
+from nutfree.target import Minibatch
+
+NUM_DATA, SIZE, SD = 2_000, 50, 6.0
+Y = SD * jnp.asarray(np.random.default_rng(0).normal(size=NUM_DATA))
+
+
+def minibatch_of(mean):
+    """y ~ N(mean(x), SD^2), both coordinates N(0, 1) before."""
+
+    def terms(x, indices):
+        return -0.5 * x @ x, -0.5 * ((Y[indices] - mean(x)) / SD) ** 2
+
+    return Minibatch(NUM_DATA, terms)
+
+
+STRAIGHT = minibatch_of(lambda x: x[1] + 0.1 * x[0])
+BENT = minibatch_of(lambda x: x[1] + x[0] ** 2)
+
+
+@partial(jax.jit, static_argnames=("minibatch", "gradient", "unequal"))
+def found_around(rng_key, minibatch, gradient="plain", unequal=False):
+    mode, _ = laplace_of_rows(rng_key, minibatch, jnp.ones(2), 0.0)
+    control, _ = control_at(minibatch, mode.centre, 0.0)
+    around, spent = surroundings(
+        rng_key,
+        minibatch,
+        row_sampler(NUM_DATA, SIZE, True),
+        mode,
+        control,
+        0.0,
+        batch_size=SIZE,
+        gradient=gradient,
+        reshape=lambda mode: mode,
+        total=lambda mode, noise: noise,
+        unequal=unequal,
+        limit=0.0,
+        max_inflation=0.05,
+    )
+    return mode, around, spent
+
+
+@pytest.mark.parametrize("gradient", ["plain", "control_variate"])
+def test_a_gaussian_posterior_is_left_to_the_mode(gradient):
+    mode, around, spent = found_around(jax.random.key(0), STRAIGHT, gradient)
+    np.testing.assert_array_equal(around.covariance, mode.covariance)
+    # 64 places, two batches at each, one gradient or two of a batch
+    each = 2 if gradient == "control_variate" else 1
+    np.testing.assert_allclose(spent, 2 * 64 * each * SIZE / NUM_DATA, rtol=1e-4)
+
+
+@pytest.mark.parametrize("gradient", ["plain", "svrg"])
+@pytest.mark.parametrize("unequal", [False, True])
+def test_a_bent_posterior_is_walked(gradient, unequal):
+    _, around, _ = found_around(jax.random.key(0), BENT, gradient, unequal)
+    x0, x1 = around.places.T
+    # on the ridge, whose width is SD / sqrt(N) = 0.13, and along it
+    assert np.quantile(np.abs(x1 + x0**2 - jnp.mean(Y)), 0.9) < 0.4
+    assert jnp.std(x0) > 0.1
+    # across the ridge V is N/n; at the Gaussian's draws it is many times that
+    assert jnp.max(around.noise) < 10 * NUM_DATA / SIZE
+    assert jnp.all(jnp.isfinite(around.covariance))
+
+
+def test_the_mean_curvature_is_the_curvature_where_it_is_the_same_everywhere():
+    places = jax.random.normal(jax.random.key(1), (8, 2))
+    mode, *_ = found_around(jax.random.key(0), STRAIGHT)
+    covariance, count = curvature_around(jax.random.key(2), STRAIGHT, places, 0.0)
+    np.testing.assert_allclose(covariance, mode.covariance, rtol=0.02, atol=1e-5)
+    np.testing.assert_allclose(count, 8 * 2 * 2)

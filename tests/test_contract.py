@@ -258,7 +258,7 @@ def test_counts_equal_an_independent_counter_and_numbers_compile_nothing_again(n
     @jax.jit
     def step(key, inner, params):
         traces.append(None)
-        return kernel._kernel(key, inner, target, **params)
+        return kernel.algorithm.kernel(key, inner, target, **params)
 
     params, inner = state.adapt_state.params, state.kernel_state
     is_float = lambda p: jnp.issubdtype(p.dtype, jnp.floating)  # noqa: E731

@@ -13,6 +13,7 @@ ROOT = Path(nutfree.__file__).parent
 FLOORS = (
     "errors",
     "target",
+    "facts",
     "registry",
     "numerics",
     "warmup",

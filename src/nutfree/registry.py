@@ -15,9 +15,12 @@ from dataclasses import Field, dataclass, field, fields
 from functools import cache, partial
 from importlib.metadata import entry_points
 from inspect import signature
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from nutfree.errors import InvalidOption, UnknownKernel
+from nutfree.facts import Facts, Fit, unknown
+from nutfree.target import PARTS, Target
 
 if TYPE_CHECKING:
     import pandas
@@ -37,6 +40,7 @@ def option(
     lt: float | None = None,
     choices: tuple[str, ...] | None = None,
     tuned: bool = False,
+    of_model: bool = False,
 ) -> Any:
     """A field of a kernel's options dataclass.
 
@@ -47,9 +51,17 @@ def option(
         choices: the words that a string must be one of.
         tuned: True for a traced parameter of the kernel. Warm-up chooses it unless
             the user gives a value, which is then kept as it is.
+        of_model: True for one that says how the host reads a NumPyro model; it is
+            refused where there is no model.
     """
     bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
-    metadata = {"help": help, "bounds": bounds, "choices": choices, "tuned": tuned}
+    metadata = {
+        "help": help,
+        "bounds": bounds,
+        "choices": choices,
+        "tuned": tuned,
+        "of_model": of_model,
+    }
     return field(default=default, metadata=metadata)
 
 
@@ -72,19 +84,25 @@ class KernelSpec:
         family: the family it belongs to.
         summary: one line.
         paper: citation or arXiv number.
-        init: `init(position, logdensity_fn, rng_key=None, **static) -> State`.
-        build_kernel: `build_kernel(**static) -> kernel`, where
+        init: `init(position, logdensity_fn, rng_key=None, options=Options()) -> State`.
+        build_kernel: `build_kernel(options=Options()) -> kernel`, where
             `kernel(rng_key, state, logdensity_fn, **params) -> (State, Info)`.
-        warmup: `warmup(**static) -> Warmup`, see `nutfree.warmup`. Where it names
-            `fixed`, that is the dict of the tuned options that the user has fixed.
-        options: frozen dataclass of options, made with `option`. Untuned ones are the
-            `static` arguments, passed to those of the three functions above that
-            name them; tuned ones are the kernel's `params`.
+        warmup: `warmup(options=Options()) -> Warmup`, see `nutfree.warmup`.
+        options: frozen dataclass of options, made with `option`. The three functions
+            above take an instance of it. Its tuned fields are parameters of the
+            kernel, None unless the user has fixed them.
         needs: parts of `Target` that the kernel cannot do without.
         draws: "chain", "independent" (a transition is an independent draw) or
             "ensemble" (a transition emits a member of an ensemble).
         guarantee: "exact" (the posterior is the stationary law) or "biased".
         bias: for a biased kernel, which option reduces the bias, and what shows it.
+        bias_order: for a biased kernel, the order of its bias in an option or
+            parameter, by the name of that.
+        gradients: full-data gradients of a transition, a number or
+            `gradients(options, params, target) -> number`; None where it depends on
+            the draws. A kernel that uses no gradient counts density evaluations.
+        suits: `suits(facts) -> Fit`, how promising the kernel is on a posterior of
+            which these `nutfree.facts.Facts` are known, and why.
         concerns: `concerns(params) -> list of str`, what the first parameters, those
             that the user fixed among them, say against a run; the host warns of it.
         findings: `findings(params) -> dict`, what else warm-up found of one chain that
@@ -113,6 +131,9 @@ class KernelSpec:
     draws: str = "chain"
     guarantee: str = "exact"
     bias: str = ""
+    bias_order: Mapping[str, float] = field(default_factory=dict)
+    gradients: float | Callable[[Any, dict, Target], Any] | None = None
+    suits: Callable[[Facts], Fit] = unknown
     concerns: Callable[[dict], list[str]] | None = None
     findings: Callable[[dict], dict[str, Any]] | None = None
     exact_form: str | None = None
@@ -121,17 +142,8 @@ class KernelSpec:
     recommended: bool = False
     mcmc_kernel: Callable | None = None
 
-    def bind(self, fn: Callable, static: Mapping[str, Any]) -> Callable:
-        """`fn` with those static options that it names."""
-        named = signature(fn).parameters
-        return partial(fn, **{k: v for k, v in static.items() if k in named})
-
-    def check(self, options: Mapping[str, Any]) -> tuple[dict, dict]:
-        """Check `options` by name, type and range.
-
-        Returns:
-            `(static, fixed)`: the static options with defaults filled in, and the
-            tuned parameters that the user fixed.
+    def checked(self, options: Mapping[str, Any]) -> Any:
+        """The options object, with `options` checked by name, type and range.
 
         Raises:
             InvalidOption: for a misspelt, ill-typed or out-of-range option.
@@ -142,16 +154,31 @@ class KernelSpec:
                 listed = [*known, "exact"] if self.exact_form else known
                 raise InvalidOption(_unknown_option(self.name, name, listed))
         hints = get_type_hints(self.options)
-        static, fixed = {}, {}
-        for name, spec in known.items():
-            value = options.get(name, spec.default)
-            if name in options:
-                value = _checked(self.name, spec, value, hints[name])
-            if not spec.metadata["tuned"]:
-                static[name] = value
-            elif value is not None:
-                fixed[name] = value
-        return static, fixed
+        values = {
+            name: _checked(self.name, known[name], value, hints[name])
+            for name, value in options.items()
+        }
+        return self.options(**values)
+
+    def bound(self, fn: Callable, options: Any) -> Callable:
+        """TRANSITION: `fn` with its options, as an object or one by one."""
+        named = signature(fn).parameters
+        if "options" in named:
+            return partial(fn, options=options)
+        values = {f.name: getattr(options, f.name) for f in fields(self.options)}
+        known = {
+            f.name: values[f.name]
+            for f in fields(self.options)
+            if not f.metadata["tuned"]
+        }
+        known["fixed"] = self.fixed(options)
+        return partial(fn, **{k: v for k, v in known.items() if k in named})
+
+    def fixed(self, options: Any) -> dict[str, Any]:
+        """The tuned parameters that the user has fixed, by name."""
+        tuned = [f.name for f in fields(self.options) if f.metadata["tuned"]]
+        values = {name: getattr(options, name) for name in tuned}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def _unknown_option(kernel: str, name: str, known: Iterable[str]) -> str:
@@ -230,10 +257,9 @@ def register(spec: KernelSpec) -> KernelSpec:
     """Add a kernel for this process, or replace the one of the same name.
 
     Raises:
-        InvalidOption: if `draws`, `guarantee` or `needs` is not a known word.
+        InvalidOption: if `draws`, `guarantee` or `needs` is not a known word, or if
+            nothing reads one of the options.
     """
-    from nutfree.target import PARTS
-
     if not isinstance(spec, KernelSpec):
         raise InvalidOption(f"{spec!r} is no kernel; pass a nutfree.KernelSpec.")
     checks = (("draws", (spec.draws,), DRAWS), ("needs", spec.needs, PARTS))
@@ -244,8 +270,70 @@ def register(spec: KernelSpec) -> KernelSpec:
                     f"KernelSpec '{spec.name}' has {what}={value!r}; "
                     f"write one of {', '.join(known)}."
                 )
+    if spec.mcmc_kernel is None and (unread := _unread_options(spec)):
+        raise InvalidOption(
+            f"Nothing reads {', '.join(map(repr, unread))} of the kernel "
+            f"'{spec.name}'. Read it in init, build_kernel or warmup, or leave it out "
+            "of the options."
+        )
     _registered[spec.name] = spec
     return spec
+
+
+def _unread_options(spec: KernelSpec) -> list[str]:
+    """Options that no code which the spec's functions can reach has the name of."""
+    if "options" not in signature(spec.build_kernel).parameters:
+        return []  # TRANSITION
+    read, arguments = _names_in(spec.init, spec.build_kernel, spec.warmup)
+    return [
+        f.name
+        for f in fields(spec.options)
+        if f.name not in (read | arguments if f.metadata["tuned"] else read)
+        and not f.metadata["of_model"]
+    ]
+
+
+def _names_in(*functions: Any) -> tuple[set[str], set[str]]:
+    """What functions, and those of their own package that they use, mention.
+
+    Returns:
+        `(names, variables)`: globals and attributes, and arguments and local variables.
+    """
+    names: set[str] = set()
+    variables: set[str] = set()
+    seen: set[int] = set()
+    pending = list(functions)
+    while pending:
+        found = pending.pop()
+        if isinstance(found, partial):
+            pending += [found.func, *found.args, *found.keywords.values()]
+            continue
+        if isinstance(found, tuple):
+            pending += found
+            continue
+        code = (
+            found if isinstance(found, CodeType) else getattr(found, "__code__", None)
+        )
+        if code is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        names.update(code.co_names)
+        variables.update(code.co_varnames)
+        pending += [const for const in code.co_consts if isinstance(const, CodeType)]
+        if isinstance(found, FunctionType) and not _is_foreign(found):
+            pending += [cell.cell_contents for cell in found.__closure__ or ()]
+            pending += [found.__globals__.get(name) for name in _all_names(code)]
+    return names, variables
+
+
+def _all_names(code: CodeType) -> set[str]:
+    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
+    return set(code.co_names).union(*map(_all_names, inner))
+
+
+def _is_foreign(function: FunctionType) -> bool:
+    package = (function.__module__ or "").split(".")[0]
+    return package in {"jax", "jaxlib", "numpy", "numpyro", "blackjax", "optax"}
 
 
 @cache

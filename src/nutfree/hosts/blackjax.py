@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from inspect import signature
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from blackjax.base import SamplingAlgorithm
 
 from nutfree import registry
 from nutfree.errors import InvalidOption, UnknownKernel
+from nutfree.hosts import chain
+from nutfree.hosts.checks import refuse_model_options
 from nutfree.numerics.programs import in_full_precision
 from nutfree.registry import KernelSpec
 from nutfree.target import LogDensity, Target, as_target, require
-from nutfree.warmup import AdaptationState
 
 
 class WarmupResult(NamedTuple):
@@ -70,11 +71,11 @@ class SamplingAPI:
                     "position).parameters has."
                 )
         options = {f.name for f in fields(self.spec.options)}
-        self.spec.check(
+        self.spec.checked(
             {k: v for k, v in params.items() if k in options and _is_number(v)}
         )
 
-    def _parts(self, logdensity_fn, options) -> tuple[Target, dict, dict]:
+    def _target(self, logdensity_fn) -> Target:
         if not callable(logdensity_fn):
             raise InvalidOption(
                 f"logdensity_fn is {logdensity_fn!r}; pass a function, position -> log "
@@ -82,7 +83,16 @@ class SamplingAPI:
             )
         target = as_target(logdensity_fn)
         require(target, self.spec.needs, self.spec.name)
-        return target, *self.spec.check(options)
+        return target
+
+    def _algorithm(self, options: Mapping[str, Any]) -> chain.Algorithm:
+        """The kernel with these options.
+
+        Raises:
+            InvalidOption: also for one that is about a model, which is not at hand.
+        """
+        refuse_model_options(self.spec, options)
+        return chain.algorithm(self.spec, options)
 
     def __call__(
         self, logdensity_fn: LogDensity | Target, **params: Any
@@ -103,19 +113,17 @@ class SamplingAPI:
             return SamplingAPI(spec)(logdensity_fn, **params)
         traced = {k: v for k, v in params.items() if self._is_traced(k)}
         options = {k: v for k, v in params.items() if k not in traced}
-        target, static, fixed = self._parts(logdensity_fn, options)
-        kernel = self.spec.bind(self.spec.build_kernel, static)()
-        kernel_params = {**fixed, **traced}
-        self._check_params(kernel, kernel_params)
+        target, algorithm = self._target(logdensity_fn), self._algorithm(options)
+        kernel_params = {**algorithm.fixed, **traced}
+        self._check_params(algorithm.kernel, kernel_params)
 
         @in_full_precision
         def init(position, rng_key=None):
-            bound = self.spec.bind(self.spec.init, static)
-            return bound(position, target, rng_key)
+            return algorithm.init(position, target, rng_key)
 
         @in_full_precision
         def step(rng_key, state):
-            return kernel(rng_key, state, target, **kernel_params)
+            return algorithm.kernel(rng_key, state, target, **kernel_params)
 
         return SamplingAlgorithm(init, step)
 
@@ -145,31 +153,20 @@ class SamplingAPI:
         if spec is not self.spec:
             exact = SamplingAPI(spec)
             return exact.warmup(logdensity_fn, rng_key, position, num_steps, **options)
-        target, static, fixed = self._parts(logdensity_fn, options)
-        kernel = self.spec.bind(self.spec.build_kernel, static)()
-        known = {**static, "fixed": fixed}
-        warmup = self.spec.bind(self.spec.warmup, known)()
-        init = self.spec.bind(self.spec.init, static)
-
-        def overlay(adapt: AdaptationState) -> AdaptationState:
-            params = jax.tree.map(jnp.asarray, {**adapt.params, **fixed})
-            return adapt._replace(params=params)
+        target, algorithm = self._target(logdensity_fn), self._algorithm(options)
 
         def run(rng_key, position):
             pilot_key, init_key, loop_key = jax.random.split(rng_key, 3)
-            adapt = overlay(warmup.init(pilot_key, position, target, num_steps))
-            state = init(adapt.position, target, init_key)
+            begun = chain.begin(
+                algorithm, target, pilot_key, init_key, position, num_steps
+            )
 
-            def one_step(carry, key):
-                state, adapt = carry
-                state, info = kernel(key, state, target, **adapt.params)
-                return (state, overlay(warmup.update(adapt, state, info))), None
+            def one_step(before, key):
+                return chain.advance(algorithm, target, key, before, num_steps)[0], None
 
             keys = jax.random.split(loop_key, num_steps)
-            (state, adapt), _ = jax.lax.scan(one_step, (state, adapt), keys)
-            if num_steps:
-                adapt = overlay(adapt._replace(params=warmup.final(adapt)))
-            return state, adapt.params
+            end, _ = jax.lax.scan(one_step, begun, keys)
+            return end.kernel_state, end.adapt_state.params
 
         state, params = jax.jit(run)(rng_key, position)
         return WarmupResult(state, {**options, **params})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from numpyro.infer import HMC
 
 from nutfree.errors import InvalidOption
 from nutfree.frontends.numpyro import analyse
+from nutfree.registry import KernelSpec
 from nutfree.target import Target
 
 CHAIN_METHODS = ("vectorized", "sequential", "parallel")
@@ -82,6 +84,22 @@ def check_posterior(name: str, model: Any, potential_fn: Any, init_strategy: Any
         if value is not None and not callable(value):
             raise InvalidOption(
                 f"The {what} of the kernel '{name}' is {value!r}; pass {wanted}."
+            )
+
+
+def refuse_model_options(spec: KernelSpec, options: Mapping[str, Any]) -> None:
+    """Refuse options that say how a model is read, where there is none.
+
+    Raises:
+        InvalidOption: for the first of them that is given.
+    """
+    for field in fields(spec.options):
+        if field.metadata["of_model"] and options.get(field.name) is not None:
+            raise InvalidOption(
+                f"Option '{field.name}' of the kernel '{spec.name}' is about a NumPyro "
+                "model, and here is a density. Leave it out, or build the kernel from "
+                f'the model: nutfree.kernel("{spec.name}", model, '
+                f"{field.name}={options[field.name]!r})."
             )
 
 

@@ -20,7 +20,12 @@ from nutfree.frontends.checks import check_nan
 from nutfree.frontends.handlers import full_data
 from nutfree.frontends.numpyro import ModelFrontend, analyse
 from nutfree.frontends.windows import Window, find, in_memory, replaced
-from nutfree.hosts.checks import check_init_params, check_posterior
+from nutfree.hosts import chain
+from nutfree.hosts.checks import (
+    check_init_params,
+    check_posterior,
+    refuse_model_options,
+)
 from nutfree.hosts.state import (
     ACROSS_CHAINS,
     NutfreeState,
@@ -35,7 +40,6 @@ from nutfree.hosts.state import (
 from nutfree.numerics.programs import in_full_precision, jitted
 from nutfree.registry import KernelSpec
 from nutfree.target import Target, as_target, require
-from nutfree.warmup import AdaptationState
 
 
 class NutfreeKernel(MCMCKernel):
@@ -62,7 +66,7 @@ class NutfreeKernel(MCMCKernel):
         self.spec = spec
         self.options = dict(options or {})
         self.init_strategy = init_strategy
-        self._static, self._fixed = spec.check(self.options)
+        self.algorithm = chain.algorithm(spec, self.options)
         self._model: Callable | None = None
         self._target: Target | None = None
         if potential_fn is not None:
@@ -72,10 +76,8 @@ class NutfreeKernel(MCMCKernel):
         else:
             self._model = model
         if self._target is not None:
+            refuse_model_options(spec, self.options)
             require(self._target, spec.needs, spec.name)
-        self._kernel = spec.bind(spec.build_kernel, self._static)()
-        known = {**self._static, "fixed": self._fixed}
-        self._warmup = spec.bind(spec.warmup, known)()
         self._frontend: ModelFrontend | None = None
         self._num_warmup = 0
         self._run: tuple | None = None  # what `init` was last prepared for
@@ -126,7 +128,7 @@ class NutfreeKernel(MCMCKernel):
             return self._target
         if self._frontend is None:
             assert self._model is not None
-            plate = self._static.get("plate")
+            plate = getattr(self.algorithm.options, "plate", None)
             self._frontend = analyse(self._model, model_args, model_kwargs, plate=plate)
         target = self._frontend.build(model_args, model_kwargs)
         require(target, self.spec.needs, self.spec.name)
@@ -250,19 +252,18 @@ class NutfreeKernel(MCMCKernel):
         del start_key
         position = jax.tree.map(as_float, position)
         pilot_key, init_key = jax.random.split(typed_key(pilot_key))
-        adapt = self._warmup.init(pilot_key, position, target, self._num_warmup)
-        adapt = self._overlay(adapt)
-        init = self.spec.bind(self.spec.init, self._static)
-        kernel_state = init(adapt.position, target, init_key)
+        begun = chain.begin(
+            self.algorithm, target, pilot_key, init_key, position, self._num_warmup
+        )
         info = jax.eval_shape(
-            lambda: self._kernel(init_key, kernel_state, target, **adapt.params)[1]
+            lambda: chain.advance(self.algorithm, target, init_key, begun, 0)[1]
         )
         info = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), info)
-        energy, dtype = _energy(kernel_state), jnp.result_type(float)
+        energy, dtype = _energy(begun.kernel_state), jnp.result_type(float)
         none = jnp.zeros((), dtype)
         state = NutfreeState(
-            i=jnp.asarray(0),
-            z=kernel_state.position,
+            i=begun.i,
+            z=begun.kernel_state.position,
             potential_energy=energy,
             num_steps=none,
             num_grad_evals=none,
@@ -270,25 +271,16 @@ class NutfreeKernel(MCMCKernel):
             accept_prob=none,
             mean_accept_prob=none,
             diverging=jnp.asarray(False),
-            total_grad_evals=jnp.asarray(adapt.num_grad_evals, dtype),
-            total_density_evals=jnp.asarray(adapt.num_density_evals, dtype),
+            total_grad_evals=jnp.asarray(begun.adapt_state.num_grad_evals, dtype),
+            total_density_evals=jnp.asarray(begun.adapt_state.num_density_evals, dtype),
             lost_evals=jnp.zeros(2, dtype),
-            kernel_state=kernel_state,
+            kernel_state=begun.kernel_state,
             info=info,
-            adapt_state=adapt,
+            adapt_state=begun.adapt_state,
             rng_key=rng_key,
         )
         # a weak type would change in the loop, and the loop be compiled twice
         return jax.tree.map(strongly_typed, state)
-
-    def _overlay(self, adapt: AdaptationState) -> AdaptationState:
-        """Keep the parameters that the user has fixed."""
-        fixed = {
-            name: jnp.asarray(value, jnp.asarray(adapt.params[name]).dtype)
-            for name, value in self._fixed.items()
-        }
-        params = jax.tree.map(jnp.asarray, {**adapt.params, **fixed})
-        return adapt._replace(params=params)
 
     @in_full_precision
     def sample(self, state: NutfreeState, model_args, model_kwargs) -> NutfreeState:
@@ -304,18 +296,10 @@ class NutfreeKernel(MCMCKernel):
 
     def _advance(self, target: Target, state: NutfreeState) -> NutfreeState:
         next_key, step_key = jax.random.split(typed_key(state.rng_key))
-        kernel_state, info = self._kernel(
-            step_key, state.kernel_state, target, **state.adapt_state.params
+        before = chain.Chain(state.i, state.kernel_state, state.adapt_state)
+        after, info = chain.advance(
+            self.algorithm, target, step_key, before, self._num_warmup
         )
-        adapt = state.adapt_state
-        if self._num_warmup:
-            # a loop of one turn or none: unlike a condition's, its carry is not copied
-            adapt = jax.lax.fori_loop(
-                0,
-                jnp.asarray(state.i < self._num_warmup, int),
-                lambda _, adapt: self._tune(state.i, adapt, kernel_state, info),
-                adapt,
-            )
         dtype = state.total_grad_evals.dtype
         grads = jnp.asarray(getattr(info, "num_grad_evals", 0.0), dtype)
         densities = jnp.asarray(getattr(info, "num_density_evals", 0.0), dtype)
@@ -326,9 +310,9 @@ class NutfreeKernel(MCMCKernel):
             totals, jnp.stack([grads, densities]), state.lost_evals
         )
         new = NutfreeState(
-            i=state.i + 1,
-            z=kernel_state.position,
-            potential_energy=_energy(kernel_state),
+            i=after.i,
+            z=after.kernel_state.position,
+            potential_energy=_energy(after.kernel_state),
             num_steps=grads,
             num_grad_evals=grads,
             num_density_evals=densities,
@@ -339,22 +323,13 @@ class NutfreeKernel(MCMCKernel):
             total_grad_evals=totals[0],
             total_density_evals=totals[1],
             lost_evals=lost,
-            kernel_state=kernel_state,
+            kernel_state=after.kernel_state,
             info=info,
-            adapt_state=adapt,
+            adapt_state=after.adapt_state,
             rng_key=like_key(next_key, state.rng_key),
         )
         # a weak type would make the state a new one to a program compiled before
         return jax.tree.map(strongly_typed, new)
-
-    def _tune(self, i, adapt, kernel_state, info) -> AdaptationState:
-        adapt = self._overlay(self._warmup.update(adapt, kernel_state, info))
-        return jax.lax.cond(
-            i + 1 == self._num_warmup,
-            lambda a: self._overlay(a._replace(params=self._warmup.final(a))),
-            lambda a: a,
-            adapt,
-        )
 
     @in_full_precision
     def refresh(self, state: NutfreeState, model_args, model_kwargs) -> NutfreeState:
@@ -365,9 +340,8 @@ class NutfreeKernel(MCMCKernel):
                 "block of a Gibbs sampler. Take a kernel whose draws are a chain."
             )
         target = self.target(model_args, model_kwargs)
-        init = self.spec.bind(self.spec.init, self._static)
         key = jax.random.fold_in(typed_key(state.rng_key), state.i)
-        kernel_state = init(state.z, target, key)
+        kernel_state = self.algorithm.init(state.z, target, key)
         return state._replace(
             kernel_state=kernel_state, potential_energy=_energy(kernel_state)
         )
@@ -425,7 +399,7 @@ def kernel(
         )
     check_posterior(name, model, potential_fn, init_strategy)
     known = {f.name for f in fields(spec.options)}
-    spec.check({k: v for k, v in options.items() if k in known})
+    spec.checked({k: v for k, v in options.items() if k in known})
     # NumPyro's own, which would refuse a subsampled plate
     if model is not None:
         model = full_data(model)

@@ -6,7 +6,6 @@ starts end in separate modes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,38 +16,22 @@ from numpy.typing import NDArray
 
 from nutfree import registry
 from nutfree.diagnostics.modes import squared_distances
+from nutfree.facts import Facts
 from nutfree.numerics.programs import in_full_precision
-from nutfree.registry import KernelSpec
 from nutfree.report.judge import has_gradient
 from nutfree.target import Target
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Probe", "probe", "recommend"]
+__all__ = ["probe", "recommend"]
 
-#: From here on a pass over all rows a step is worth avoiding.
-MANY_ROWS = 50_000
 #: A probe may evaluate this many rows times dimensions times gradients.
 PROBE_BUDGET = 2e9
 NUM_STARTS, NUM_STEPS = 24, 60
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What is known of a posterior before sampling."""
-
-    dim: int
-    num_data: int | None
-    num_owners: int
-    non_smooth: tuple[str, ...]
-    bounded: tuple[str, ...]
-    has_gradient: bool
-    num_modes: int | None
-    """Separate optima of comparable density; None where the probe was skipped."""
-
-
-def probe(target: Target, *, seed: int = 0) -> Probe:
+def probe(target: Target, *, seed: int = 0) -> Facts:
     """Look at a target's parts, and search for separate optima where that is cheap."""
     dim = ravel_pytree(target.position)[0].size
     num_data = target.minibatch.num_data if target.minibatch else None
@@ -63,7 +46,7 @@ def probe(target: Target, *, seed: int = 0) -> Probe:
     modes = None
     if gradient and cost <= PROBE_BUDGET:
         modes = count_modes(target, seed=seed)
-    return Probe(
+    return Facts(
         dim=dim,
         num_data=num_data,
         num_owners=len(target.shards or ()),
@@ -208,7 +191,7 @@ def recommend(
     for order, spec in enumerate(registry.specs().values()):
         missing = [part for part in spec.needs if getattr(target, part) is None]
         fits = not missing and (facts.has_gradient or not spec.uses_gradient)
-        score, why = _weigh(spec, facts)
+        score, why = spec.suits(facts)
         lacks = "; ".join(f"{p}: {target.advice.get(p, 'absent')}" for p in missing)
         if not facts.has_gradient and spec.uses_gradient:
             why = "needs a gradient, and this log density has none"
@@ -217,54 +200,3 @@ def recommend(
     rows.sort(key=lambda row: row[0])
     columns = ["kernel", "fits", "why", "needs_missing"]
     return pd.DataFrame([row[1:] for row in rows], columns=columns)
-
-
-def _weigh(spec: KernelSpec, facts: Probe) -> tuple[float, str]:
-    """How promising a kernel is (NUTS is 1 where nothing speaks against it)."""
-    many = facts.num_data is not None and facts.num_data >= MANY_ROWS
-    modes = facts.num_modes or 1
-    family = spec.family.lower()
-    if spec.name == "nuts":
-        return _weigh_nuts(facts, many, modes)
-    if "shards" in spec.needs:
-        return 2.5, f"the data stay with their {facts.num_owners} owners"
-    if "minibatch" in spec.needs:
-        if many:
-            return 2.0, f"{facts.num_data:,} rows: a step costs a batch of them"
-        if facts.num_data is None:
-            return 0.2, "for data too large for a pass a step"
-        return 0.2, f"only {facts.num_data:,} rows: batches add noise and save little"
-    if "split" in spec.needs:
-        if facts.non_smooth:
-            named = ", ".join(facts.non_smooth)
-            return 1.5, f"non-smooth in {named}, which a proximal step takes exactly"
-        named = ", ".join(facts.bounded)
-        return 0.6, f"smooth, with bounds on {named}: NUTS transforms these well"
-    if not spec.uses_gradient:
-        if not facts.has_gradient:
-            return 3.0, "needs no gradient, and there is none"
-        return 0.3, "needs no gradient, but there is one to use"
-    if spec.draws != "chain" or spec.recommended:
-        if modes > 1:
-            return 2.2, f"{modes} separate modes: it moves between them"
-        seen = "no separate modes were found" if facts.num_modes else "not probed"
-        return 0.7, f"for separate modes; {seen}"
-    if spec.name.startswith("blackjax."):
-        return 0.4, "a BlackJAX kernel, for comparison"
-    return 0.5, f"{family}: a baseline to compare with"
-
-
-def _weigh_nuts(facts: Probe, many: bool, modes: int) -> tuple[float, str]:
-    against = []
-    if modes > 1:
-        against.append(f"{modes} separate modes, of which a chain may see one")
-    if many:
-        against.append(f"every step passes over {facts.num_data:,} rows")
-    if facts.num_owners:
-        against.append("it pools the rows of all owners")
-    if facts.non_smooth:
-        against.append(f"not smooth in {', '.join(facts.non_smooth)}")
-    if against:
-        return 0.9, "the reference, but " + "; ".join(against)
-    seen = "one mode was found" if facts.num_modes else "modes were not probed"
-    return 1.0, f"smooth, {facts.dim} dimensions, {seen}: nothing speaks against it"

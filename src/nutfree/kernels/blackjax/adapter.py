@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import solve_triangular
 
+from nutfree.facts import baseline
 from nutfree.numerics.evaluation import is_finite, select
 from nutfree.numerics.preconditioning import matvec, root, transpose
 from nutfree.registry import KernelSpec
@@ -63,7 +64,7 @@ def register(
         init=init,
         build_kernel=build_kernel,
         warmup=warmup,
-        **fields,
+        **{"suits": baseline, **fields},
     )
 
 

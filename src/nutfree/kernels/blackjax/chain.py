@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from blackjax.mcmc.random_walk import normal
 
+from nutfree.facts import no_gradient
 from nutfree.kernels.blackjax.adapter import (
     metric,
     metropolis_info,
@@ -260,6 +261,7 @@ SPECS = (
         summary="BlackJAX's random walk with an adapted covariance",
         paper="Haario, Saksman and Tamminen 2001",
         options=RMHOptions,
+        suits=no_gradient,
         uses_gradient=False,
     ),
 )

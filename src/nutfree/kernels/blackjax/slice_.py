@@ -13,6 +13,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from nutfree.errors import MissingCapability
+from nutfree.facts import no_gradient
 from nutfree.kernels.blackjax.adapter import pilot_warmup, register
 from nutfree.warmup import AdaptationState
 
@@ -109,6 +110,7 @@ SPECS = (
         summary="BlackJAX's elliptical slice sampler, for a Gaussian prior",
         paper="Murray, Adams and MacKay 2010, arXiv 1001.0175",
         needs=("prior",),
+        suits=no_gradient,
         uses_gradient=False,
     ),
 )

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from blackjax.smc.tuning.from_particles import particles_stds
 from jax.flatten_util import ravel_pytree
 
+from nutfree.facts import separate_modes
 from nutfree.kernels.blackjax.adapter import pilot_warmup, register
 from nutfree.numerics.evaluation import flatten
 from nutfree.registry import option
@@ -235,6 +236,7 @@ SPECS = (
         paper="Del Moral, Doucet and Jasra 2006",
         options=Options,
         needs=("prior",),
+        suits=separate_modes,
         draws="ensemble",
         guarantee="biased",
         bias="the bias falls with num_particles and num_refresh; the kernel Stein "

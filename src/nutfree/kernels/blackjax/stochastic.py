@@ -15,6 +15,7 @@ import optax
 from blackjax.sgmcmc.sgnht import SGNHTState
 from jax.flatten_util import ravel_pytree
 
+from nutfree.facts import many_rows
 from nutfree.kernels.blackjax.adapter import pilot_warmup, register
 from nutfree.numerics.evaluation import is_finite, select
 from nutfree.registry import option
@@ -233,6 +234,7 @@ class SGNHTOptions(SGLDOptions):
 
 _FIELDS: dict[str, Any] = {
     "needs": ("minibatch",),
+    "suits": many_rows,
     "guarantee": "biased",
     "bias": "the bias falls with step_size and with batch_size; the kernel Stein "
     "discrepancy shows it",

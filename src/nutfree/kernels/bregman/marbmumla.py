@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from nutfree.facts import non_smooth
 from nutfree.kernels.bregman import arclength
 from nutfree.kernels.bregman.envelopes import smoothed_log_density
 from nutfree.kernels.bregman.trajectory_warmup import trajectory_warmup
@@ -233,6 +234,7 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=Options,
     needs=("split",),
+    suits=non_smooth,
     guarantee="exact",
     recommended=True,
 )

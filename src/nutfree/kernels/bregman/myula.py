@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from nutfree.facts import non_smooth
 from nutfree.kernels.bregman import marbmumla
 from nutfree.kernels.bregman.envelopes import counted_envelope, smoothed_log_density
 from nutfree.kernels.bregman.overdamped import OverdampedInfo, steps_for, transition
@@ -152,6 +153,7 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=Options,
     needs=("split",),
+    suits=non_smooth,
     guarantee="biased",
     bias="of order step_size, and of the smoothing lambda = smoothing * step_size: a "
     "smaller step_size reduces both; the kernel Stein discrepancy shows it. Where the "

@@ -30,6 +30,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro.distributions import biject_to
 
 from nutfree.errors import UnsupportedModel
+from nutfree.facts import non_smooth
 from nutfree.kernels.bregman import marbmumla, myula
 from nutfree.kernels.bregman.envelopes import (
     counted_envelope,
@@ -300,6 +301,7 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=Options,
     needs=("split",),
+    suits=non_smooth,
     guarantee="biased",
     bias="of order step_size, and of the smoothing lambda = smoothing * step_size: a "
     "smaller step_size reduces both; the kernel Stein discrepancy shows it, but not in "

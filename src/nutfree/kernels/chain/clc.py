@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from nutfree.facts import separate_modes
 from nutfree.modes.record import modes_of
 from nutfree.paths import base as _path
 from nutfree.paths.base import PathInfo as CLCInfo
@@ -139,6 +140,7 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=Options,
     draws="independent",
+    suits=separate_modes,
     guarantee="biased",
     bias="each draw is a fresh chain of looks followed by finitely many exact moves: "
     "inside a mode the bias falls with accuracy, which sets num_steps, and the kernel "

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from nutfree.errors import InvalidOption
+from nutfree.facts import no_gradient
 from nutfree.kernels.ensemble.follmer import (
     draw_nodes,
     ensemble_weights,
@@ -341,6 +342,7 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=Options,
     draws="ensemble",
+    suits=no_gradient,
     guarantee="biased",
     bias="the bias falls with num_particles; weight_ess says where the weights fail",
     uses_gradient=False,

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from nutfree.facts import several_owners
 from nutfree.kernels.federated.federation import (
     Chain,
     data_shares,
@@ -286,6 +287,7 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=Options,
     needs=("shards",),
+    suits=several_owners,
     guarantee="biased",
     bias="variances are too large by order step_size (or max_inflation); "
     "predicted_inflation and the kernel Stein discrepancy show it",

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from nutfree.facts import baseline
 from nutfree.numerics.evaluation import (
     counted_value_and_grad,
     flatten,
@@ -27,6 +28,16 @@ from nutfree.numerics.preconditioning import root
 from nutfree.registry import KernelSpec, option
 from nutfree.target import Position
 from nutfree.warmup import Warmup, window_warmup
+
+
+@dataclass(frozen=True)
+class Options:
+    step_size: float | None = option(
+        None, "step h, in units of the preconditioned coordinates", gt=0, tuned=True
+    )
+    dense_mass: bool | None = option(
+        None, "adapt a full preconditioner; None is up to 50 dimensions"
+    )
 
 
 class MALAState(NamedTuple):
@@ -50,18 +61,19 @@ class MALAInfo(NamedTuple):
     num_grad_evals: jax.Array
 
 
-def init(position, logdensity_fn, rng_key=None) -> MALAState:
-    del rng_key
+def init(position, logdensity_fn, rng_key=None, options=Options()) -> MALAState:
+    del rng_key, options
     return MALAState(position, *jax.value_and_grad(logdensity_fn)(position))
 
 
-def build_kernel():
+def build_kernel(options=Options()):
     """Return `kernel(rng_key, state, logdensity_fn, step_size, inverse_mass_matrix)`.
 
     `inverse_mass_matrix` is C, of shape `(d, d)`, `(d,)` or a scalar. `factor`, the
     lower triangular R with R R' = C, saves factorising it at every transition; the
     host passes what warm-up found.
     """
+    del options
 
     def kernel(
         rng_key,
@@ -96,19 +108,9 @@ def build_kernel():
     return kernel
 
 
-def warmup(*, dense_mass: bool | None = None) -> Warmup:
+def warmup(options=Options()) -> Warmup:
     return window_warmup(
-        target_acceptance_rate=0.574, dense_mass=dense_mass, factor=True
-    )
-
-
-@dataclass(frozen=True)
-class Options:
-    step_size: float | None = option(
-        None, "step h, in units of the preconditioned coordinates", gt=0, tuned=True
-    )
-    dense_mass: bool | None = option(
-        None, "adapt a full preconditioner; None is up to 50 dimensions"
+        target_acceptance_rate=0.574, dense_mass=options.dense_mass, factor=True
     )
 
 
@@ -122,4 +124,6 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=Options,
     guarantee="exact",
+    gradients=1,
+    suits=baseline,
 )

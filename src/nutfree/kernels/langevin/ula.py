@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from nutfree.facts import baseline
 from nutfree.kernels.langevin import mala
 from nutfree.kernels.langevin.mala import MALAState as ULAState
 from nutfree.numerics.evaluation import (
@@ -29,7 +30,15 @@ from nutfree.numerics.preconditioning import root
 from nutfree.registry import KernelSpec, option
 from nutfree.warmup import Warmup, window_warmup
 
-init = mala.init
+
+@dataclass(frozen=True)
+class Options:
+    step_size: float | None = option(
+        None, "step h, in units of the preconditioned coordinates", gt=0, tuned=True
+    )
+    dense_mass: bool | None = option(
+        None, "adapt a full preconditioner; None is up to 50 dimensions"
+    )
 
 
 class ULAInfo(NamedTuple):
@@ -45,13 +54,19 @@ class ULAInfo(NamedTuple):
     num_grad_evals: jax.Array
 
 
-def build_kernel():
+def init(position, logdensity_fn, rng_key=None, options=Options()) -> ULAState:
+    del options
+    return mala.init(position, logdensity_fn, rng_key)
+
+
+def build_kernel(options=Options()):
     """Return `kernel(rng_key, state, logdensity_fn, step_size, inverse_mass_matrix)`.
 
     `inverse_mass_matrix` is C, of shape `(d, d)`, `(d,)` or a scalar. `factor`, the
     lower triangular R with R R' = C, saves factorising it at every transition; the
     host passes what warm-up found.
     """
+    del options
 
     def kernel(
         rng_key,
@@ -82,17 +97,9 @@ def build_kernel():
     return kernel
 
 
-def warmup(*, dense_mass: bool | None = None) -> Warmup:
-    return window_warmup(target_acceptance_rate=0.9, dense_mass=dense_mass, factor=True)
-
-
-@dataclass(frozen=True)
-class Options:
-    step_size: float | None = option(
-        None, "step h, in units of the preconditioned coordinates", gt=0, tuned=True
-    )
-    dense_mass: bool | None = option(
-        None, "adapt a full preconditioner; None is up to 50 dimensions"
+def warmup(options=Options()) -> Warmup:
+    return window_warmup(
+        target_acceptance_rate=0.9, dense_mass=options.dense_mass, factor=True
     )
 
 
@@ -106,5 +113,8 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=Options,
     guarantee="biased",
+    bias_order={"step_size": 1},
+    gradients=1,
+    suits=baseline,
     bias="the bias is of order step_size; the kernel Stein discrepancy shows it",
 )

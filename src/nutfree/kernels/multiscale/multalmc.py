@@ -26,6 +26,7 @@ pilot's modes their weights.
 
 from dataclasses import dataclass
 
+from nutfree.facts import separate_modes
 from nutfree.paths import base as _path
 from nutfree.paths.base import LevelOptions, PathOptions
 from nutfree.paths.base import PathInfo as MultALMCInfo
@@ -93,6 +94,7 @@ SPEC = KernelSpec(
     concerns=_path.concerns,
     findings=_path.findings,
     draws="independent",
+    suits=separate_modes,
     guarantee="biased",
     bias="each draw is a fresh path followed by finitely many exact moves: inside a "
     "mode the bias falls with accuracy, which sets num_steps; the kernel Stein "

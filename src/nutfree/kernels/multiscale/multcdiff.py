@@ -20,6 +20,7 @@ diffusion's variance depend on x (`paths.slow`), overdamped only.
 from dataclasses import dataclass
 
 from nutfree.errors import InvalidOption
+from nutfree.facts import separate_modes
 from nutfree.paths import base as _path
 from nutfree.paths.base import LevelOptions, PathOptions
 from nutfree.paths.base import PathInfo as MultCDiffInfo
@@ -93,6 +94,7 @@ SPEC = KernelSpec(
     concerns=_path.concerns,
     findings=_path.findings,
     draws="independent",
+    suits=separate_modes,
     guarantee="biased",
     exact_form="multiscale",
     bias="as for multalmc: accuracy inside a mode, num_jumps for the weights of "

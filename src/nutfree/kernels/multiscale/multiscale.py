@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from nutfree.facts import separate_modes
 from nutfree.kernels.multiscale.mixture import TAILS
 from nutfree.kernels.multiscale.moves import (
     global_move,
@@ -219,6 +220,7 @@ SPEC = KernelSpec(
     concerns=concerns,
     findings=findings,
     draws="chain",
+    suits=separate_modes,
     guarantee="exact",
     collects=("log_importance", "proposal_log_importance"),
     recommended=True,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from numpyro.infer import NUTS
 
+from nutfree.facts import smooth
 from nutfree.registry import KernelSpec, option
 
 
@@ -28,6 +29,7 @@ SPEC = KernelSpec(
     summary="NumPyro's No-U-Turn sampler, on all rows of the data",
     paper="Hoffman and Gelman 2014",
     options=NUTSOptions,
+    suits=smooth,
     guarantee="exact",
     mcmc_kernel=NUTS,
 )

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from nutfree.facts import many_rows
 from nutfree.kernels.sgld.stochastic import (
     Dynamics,
     StochasticOptions,
@@ -126,6 +127,7 @@ SPEC = KernelSpec(
     options=Options,
     needs=("minibatch",),
     collects=("predicted_inflation",),
+    suits=many_rows,
     guarantee="biased",
     bias="variances are wrong by what predicted_inflation shows, less with a larger "
     "num_steps; modes are drawn by their basins as much as by their masses",

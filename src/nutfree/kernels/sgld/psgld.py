@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from nutfree.facts import many_rows
 from nutfree.kernels.sgld import sgld
 from nutfree.kernels.sgld.stochastic import (
     BIAS,
@@ -105,6 +106,7 @@ SPEC = KernelSpec(
     options=Options,
     needs=("minibatch",),
     collects=("predicted_inflation",),
+    suits=many_rows,
     guarantee="biased",
     bias=f"{BIAS}; far below 1, smoothing makes tails too heavy, whatever the step",
 )

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from nutfree.facts import many_rows
 from nutfree.kernels.sgld.stochastic import (
     BIAS,
     Dynamics,
@@ -93,6 +94,7 @@ SPEC = KernelSpec(
     options=Options,
     needs=("minibatch",),
     collects=("predicted_inflation",),
+    suits=many_rows,
     guarantee="biased",
     bias=BIAS,
 )

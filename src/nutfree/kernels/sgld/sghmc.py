@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from blackjax.sgmcmc import diffusions
 
+from nutfree.facts import many_rows
 from nutfree.kernels.sgld.stochastic import (
     BIAS,
     Dynamics,
@@ -87,6 +88,7 @@ SPEC = KernelSpec(
     options=Options,
     needs=("minibatch",),
     collects=("predicted_inflation",),
+    suits=many_rows,
     guarantee="biased",
     bias=BIAS,
 )

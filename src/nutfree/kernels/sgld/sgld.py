@@ -15,6 +15,7 @@ One transition is about 2/h steps, of n/N gradients each, 2n/N with control vari
 import jax
 import jax.numpy as jnp
 
+from nutfree.facts import many_rows
 from nutfree.kernels.sgld.stochastic import (
     BIAS,
     Dynamics,
@@ -74,6 +75,7 @@ SPEC = KernelSpec(
     options=TunableOptions,
     needs=("minibatch",),
     collects=("predicted_inflation",),
+    suits=many_rows,
     guarantee="biased",
     bias=BIAS,
     recommended=True,

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nutfree.facts import many_rows
 from nutfree.kernels.sgld import sgbaoab
 from nutfree.kernels.sgld.stochastic import (
     BIAS,
@@ -114,6 +115,7 @@ SPEC = KernelSpec(
     options=Options,
     needs=("minibatch",),
     collects=("predicted_inflation",),
+    suits=many_rows,
     guarantee="biased",
     bias=BIAS,
 )

@@ -23,6 +23,7 @@ from functools import partial
 import jax
 from jax.flatten_util import ravel_pytree
 
+from nutfree.facts import many_rows
 from nutfree.kernels.sgld.sgld import DYNAMICS
 from nutfree.kernels.sgld.stochastic import (
     StochasticOptions,
@@ -123,6 +124,7 @@ SPEC = KernelSpec(
     options=Options,
     needs=("minibatch",),
     collects=("predicted_inflation",),
+    suits=many_rows,
     guarantee="biased",
     bias="dependence between sites is left out, whatever the step size, and less of it "
     "with a small dropout; the kernel Stein discrepancy and another kernel show it",

@@ -1,0 +1,122 @@
+"""What is known of a posterior before it is sampled, and what a kernel says to it."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model's structure and a few cheap probes tell of its posterior.
+
+    Attributes:
+        dim: coordinates of the sampling space.
+        num_data: rows of the data plate; None without one.
+        num_owners: data owners; 0 without any.
+        non_smooth: latent sites at which the density has kinks.
+        bounded: latent sites whose support has a boundary.
+        has_gradient: whether reverse-mode differentiation gives a finite gradient.
+        num_modes: separate optima of comparable mass; None where none were looked for.
+    """
+
+    dim: int
+    num_data: int | None = None
+    num_owners: int = 0
+    non_smooth: tuple[str, ...] = ()
+    bounded: tuple[str, ...] = ()
+    has_gradient: bool = True
+    num_modes: int | None = None
+
+    #: From so many rows on, a pass over all of them a step is worth avoiding.
+    MANY_ROWS = 50_000
+
+    @property
+    def has_many_rows(self) -> bool:
+        return self.num_data is not None and self.num_data >= self.MANY_ROWS
+
+    @property
+    def has_many_modes(self) -> bool:
+        return (self.num_modes or 1) > 1
+
+
+class Fit(NamedTuple):
+    """How promising a kernel is on a posterior, and why.
+
+    score
+        1 is NUTS where nothing speaks against it.
+    why
+        A clause for people to read.
+    """
+
+    score: float
+    why: str
+
+
+def unknown(facts: Facts) -> Fit:
+    """The fit of a kernel that does not say what it is good for."""
+    del facts
+    return Fit(0.4, "it does not say what it is good for: compare it")
+
+
+def baseline(facts: Facts) -> Fit:
+    """The fit of a kernel that is there to be compared with."""
+    del facts
+    return Fit(0.5, "a baseline to compare with")
+
+
+def separate_modes(facts: Facts) -> Fit:
+    """The fit of a kernel that moves between separate modes."""
+    if facts.has_many_modes:
+        return Fit(2.2, f"{facts.num_modes} separate modes: it moves between them")
+    seen = "not probed" if facts.num_modes is None else "no separate modes were found"
+    return Fit(0.7, f"for separate modes; {seen}")
+
+
+def no_gradient(facts: Facts) -> Fit:
+    """The fit of a kernel that evaluates the log density alone."""
+    if facts.has_gradient:
+        return Fit(0.3, "needs no gradient, but there is one to use")
+    return Fit(3.0, "needs no gradient, and there is none")
+
+
+def many_rows(facts: Facts) -> Fit:
+    """The fit of a kernel whose steps take a batch of the rows."""
+    if facts.num_data is None:
+        return Fit(0.2, "for data too large for a pass a step")
+    rows = f"{facts.num_data:,} rows"
+    if facts.has_many_rows:
+        return Fit(2.0, f"{rows}: a step costs a batch of them")
+    return Fit(0.2, f"only {rows}: batches add noise and save little")
+
+
+def several_owners(facts: Facts) -> Fit:
+    """The fit of a kernel that moves no row away from its owner."""
+    return Fit(2.5, f"the data stay with their {facts.num_owners} owners")
+
+
+def non_smooth(facts: Facts) -> Fit:
+    """The fit of a kernel that takes proximal steps."""
+    if facts.non_smooth:
+        named = ", ".join(facts.non_smooth)
+        return Fit(1.5, f"non-smooth in {named}, which a proximal step takes exactly")
+    named = ", ".join(facts.bounded)
+    return Fit(0.6, f"smooth, with bounds on {named}: NUTS transforms these well")
+
+
+def smooth(facts: Facts) -> Fit:
+    """The fit of NUTS, the reference."""
+    against = []
+    if facts.has_many_modes:
+        against.append(
+            f"{facts.num_modes} separate modes, of which a chain may see one"
+        )
+    if facts.has_many_rows:
+        against.append(f"every step passes over {facts.num_data:,} rows")
+    if facts.num_owners:
+        against.append("it pools the rows of all owners")
+    if facts.non_smooth:
+        against.append(f"not smooth in {', '.join(facts.non_smooth)}")
+    if against:
+        return Fit(0.9, "the reference, but " + "; ".join(against))
+    seen = "modes were not probed" if facts.num_modes is None else "one mode was found"
+    why = f"smooth, {facts.dim} dimensions, {seen}: nothing speaks against it"
+    return Fit(1.0, why)

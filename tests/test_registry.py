@@ -108,7 +108,7 @@ def test_the_page_of_kernels_is_what_the_specs_say():
 
 PLUGIN = """
 from dataclasses import replace
-from nutfree.kernels.mala import SPEC as MALA
+from nutfree.kernels.langevin.mala import SPEC as MALA
 SPEC = replace(MALA, name="mymala", family="mine", recommended=True)
 """
 

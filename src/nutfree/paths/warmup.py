@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from nutfree.modes.pilot import LOOKS, run_pilot
 from nutfree.numerics.evaluation import flatten, is_finite, select
+from nutfree.numerics.moments import Moments, no_moments
 from nutfree.paths.polish import NUM_PARTS
 from nutfree.warmup.base import AdaptationState, Warmup
 
@@ -23,25 +24,6 @@ MIN_DRAWS = 20
 #: The base is widened by no more than this: a path from too wide a base ends in
 #: outliers, which would widen it further.
 MAX_BASE_SCALE = 1.5
-
-
-class Moments(NamedTuple):
-    """Number, mean, and sum of squares around it, of values of one shape."""
-
-    number: jax.Array
-    mean: jax.Array
-    squares: jax.Array
-
-    @classmethod
-    def none(cls, like: jax.Array) -> "Moments":
-        return cls(jnp.asarray(0), jnp.zeros_like(like), jnp.zeros_like(like))
-
-    def plus(self, value: jax.Array) -> "Moments":
-        number = self.number + 1
-        mean = self.mean + (value - self.mean) / number
-        return Moments(
-            number, mean, self.squares + (value - self.mean) * (value - mean)
-        )
 
 
 class AnnealedState(NamedTuple):
@@ -99,7 +81,7 @@ def annealed_warmup(
         }
         averaging = jax.tree.map(jnp.asarray, da_init(step_size))
         parts = jnp.zeros(NUM_PARTS, x.dtype)
-        inner = AnnealedState(averaging, *map(Moments.none, (x, x[0], parts)))
+        inner = AnnealedState(averaging, *map(no_moments, (x, x[0], parts)))
         return AdaptationState(
             params, unravel(found.best), found.num_grad_evals, inner=inner
         )

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nutfree.numerics.evaluation import is_finite, select
+from nutfree.numerics.moments import Moments, no_moments
 
 #: Up to this many coordinates the preconditioner is a full matrix.
 MAX_DENSE = 128
@@ -20,48 +21,32 @@ PRIOR_DRAWS = 5.0
 
 
 class Sums(NamedTuple):
-    """Welford's number, means and products of draws x and gradients g.
+    """Moments of the draws and of the gradients at them."""
 
-    `xx` and `gg` are of shape `(d, d)`, or `(d,)` for their diagonals alone.
-    """
-
-    num: jax.Array
-    x: jax.Array
-    g: jax.Array
-    xx: jax.Array
-    gg: jax.Array
+    x: Moments
+    g: Moments
 
 
 def no_sums(d: int, dtype) -> Sums:
-    zero = jnp.zeros(d, dtype)
-    products = jnp.zeros((d, d) if d <= MAX_DENSE else d, dtype)
-    return Sums(jnp.zeros((), dtype), zero, zero, products, products)
+    none = no_moments(jnp.zeros(d, dtype), dense=d <= MAX_DENSE)
+    return Sums(none, none)
 
 
 def add(sums: Sums, x, g) -> Sums:
     """With one more draw and its gradient, if both are finite."""
-    num = sums.num + 1
-
-    def update(mean, products, value):
-        change = value - mean
-        mean = mean + change / num
-        if products.ndim == 1:
-            return mean, products + change * (value - mean)
-        return mean, products + jnp.outer(change, value - mean)
-
-    (mean_x, xx), (mean_g, gg) = update(sums.x, sums.xx, x), update(sums.g, sums.gg, g)
-    return select(is_finite(x, g), Sums(num, mean_x, mean_g, xx, gg), sums)
+    return select(is_finite(x, g), Sums(sums.x.plus(x), sums.g.plus(g)), sums)
 
 
 def factor(sums: Sums) -> jax.Array:
-    """R with C = R R': of the shape of the sums' products, one for too few draws."""
-    n = jnp.maximum(sums.num - 1, 1.0)
-    if sums.xx.ndim == 1:
-        return _diagonal(sums.xx / n, sums.gg / n)
-    scale = _diagonal(jnp.diag(sums.xx) / n, jnp.diag(sums.gg) / n)
+    """R with C = R R': of the shape of the moments' squares, one for too few draws."""
+    n = jnp.maximum(sums.x.number - 1, 1)
+    xx, gg = sums.x.squares, sums.g.squares
+    if xx.ndim == 1:
+        return _diagonal(xx / n, gg / n)
+    scale = _diagonal(jnp.diag(xx) / n, jnp.diag(gg) / n)
     shrunk = PRIOR_DRAWS * jnp.eye(len(scale), dtype=scale.dtype)
-    a = (sums.xx / scale / scale[:, None] + shrunk) / (n + PRIOR_DRAWS)
-    b = (sums.gg * scale * scale[:, None] + shrunk) / (n + PRIOR_DRAWS)
+    a = (xx / scale / scale[:, None] + shrunk) / (n + PRIOR_DRAWS)
+    b = (gg * scale * scale[:, None] + shrunk) / (n + PRIOR_DRAWS)
     # a # b^-1 = L (L' b L)^(-1/2) L', with L L' = a
     root = jnp.linalg.cholesky(a)
     eigenvalues, axes = jnp.linalg.eigh(root.T @ b @ root)

@@ -109,7 +109,7 @@ def warmup(num_pilot: int = 400) -> Warmup:
 
     def metric(found, moments, spread):
         del spread
-        factor, covariance = found["factor"], moments.covariance()
+        factor, covariance = found["factor"], moments.invertible_covariance()
         if factor.ndim == 1:
             relaxation = jnp.max(jnp.diag(covariance) / factor**2)
             return {"inverse_mass_matrix": factor**2, "relaxation": relaxation}

@@ -8,12 +8,13 @@ that is too long costs a rejection instead of the chain.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 
+from nutfree.numerics.moments import no_moments
 from nutfree.warmup.base import AdaptationState, Warmup
 
 #: The smoothed target's acceptance rate that an unadjusted step should have.
@@ -22,36 +23,6 @@ ACCEPTANCE = 0.9
 MAX_STEP = 0.1
 #: Draws of the adjusted kernel to learn from, and steps of the unadjusted to tune it.
 NUM_LOOKS, NUM_TUNING = 300, 100
-
-
-class Moments(NamedTuple):
-    """Welford's number, mean, and products, of shape `(d, d)` or `(d,)`."""
-
-    num: jax.Array
-    mean: jax.Array
-    products: jax.Array
-
-    def add(self, x) -> "Moments":
-        num = self.num + 1
-        mean = self.mean + (x - self.mean) / num
-        change = (x - self.mean)[..., None] * (x - mean)
-        if self.products.ndim == 1:
-            change = (x - self.mean) * (x - mean)
-        return Moments(num, mean, self.products + change)
-
-    def covariance(self) -> jax.Array:
-        """With the diagonal raised a little, so that it can be divided by."""
-        covariance = self.products / jnp.maximum(self.num - 1, 1)
-        tiny = jnp.finfo(covariance.dtype).tiny
-        if covariance.ndim == 1:
-            return covariance + tiny
-        return covariance + jnp.diag(1e-6 * jnp.diag(covariance) + tiny)
-
-
-def no_moments(like: jax.Array, *, dense: bool) -> Moments:
-    zero = jnp.zeros_like(like)
-    products = zero[..., None] * zero if dense else zero
-    return Moments(jnp.zeros((), like.dtype), zero, products)
 
 
 def overdamped_warmup(
@@ -88,10 +59,10 @@ def overdamped_warmup(
             x, w = look(state.position, target)
             grads = grads + info.num_grad_evals
             densities = densities + info.num_density_evals
-            return (state, xs.add(x), ws.add(w), grads, densities), None
+            return (state, xs.plus(x), ws.plus(w), grads, densities), None
 
         x, w = look(pilot.position, target)
-        xs, ws = no_moments(x, dense=True), no_moments(w, dense=False)
+        xs, ws = no_moments(x, dense=True), no_moments(w)
         counts = (pilot.num_grad_evals, pilot.num_density_evals)
         state = sibling_init(pilot.position, target)
         keys = jax.random.split(look_key, NUM_LOOKS)
@@ -104,7 +75,7 @@ def overdamped_warmup(
             "num_steps": jnp.asarray(1),
             "smoothing": jnp.asarray(smoothing, dtype),
             "adjusted": jnp.asarray(True),
-            **metric(found, xs, ws.covariance()),
+            **metric(found, xs, ws.invertible_covariance()),
         }
 
         def tune(carry, key):

@@ -259,7 +259,7 @@ def warmup(geometry: str = "barrier", num_pilot: int = 400) -> Warmup:
 
     def metric(found, moments, spread):
         del found
-        covariance = moments.covariance()
+        covariance = moments.invertible_covariance()
         variances = jnp.diag(covariance)
         sd = jnp.sqrt(variances)
         slowest = jnp.max(jnp.linalg.eigvalsh(covariance / sd / sd[:, None]))

@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 from nutfree.numerics.descent import descend
 from nutfree.numerics.evaluation import counted_value_and_grad, select
+from nutfree.numerics.moments import no_moments
 from nutfree.warmup import fisher
 from nutfree.warmup.base import AdaptationState, Warmup
 
@@ -85,7 +86,7 @@ def trajectory_warmup(
             state, info = kernel(key, state, target, **adapt.params)
             adapt = update(adapt, state, info)
             x = jnp.exp(jnp.where(mask, ravel_pytree(state.position)[0], 0.0))
-            moments = select(adapt.inner.step > first // 3, _add(moments, x), moments)
+            moments = select(adapt.inner.step > first // 3, moments.plus(x), moments)
             grads, densities = grads + info.num_grad_evals, densities + 1
             return (state, adapt, grads, densities, moments), None
 
@@ -95,13 +96,13 @@ def trajectory_warmup(
         z, count = approach(counted_value_and_grad(logdensity), z)
         position = unravel(z)
         first = num_pilot // 2
-        moments = (jnp.zeros((), z.dtype), jnp.zeros_like(z), jnp.zeros_like(z))
+        moments = no_moments(z)
         state = init_state(position, target)
         carry = (state, start(position, params, first), count, jnp.asarray(0), moments)
         keys = jax.random.split(rng_key, num_pilot)
         carry, _ = jax.lax.scan(transition, carry, keys[:first])
-        state, adapt, grads, densities, (num, _, squares) = carry
-        sd = jnp.sqrt(squares / jnp.maximum(num - 1, 1))
+        state, adapt, grads, densities, moments = carry
+        sd = jnp.sqrt(moments.covariance())
         known = mask & jnp.isfinite(sd) & (sd > 0)
         params = final(adapt)
         # the arc length in units of a standard deviation has about unit variance
@@ -131,7 +132,7 @@ def trajectory_warmup(
 
         # a loop of one turn or none, because a condition that is batched runs always
         def refreshed(_, old):
-            return jnp.where(sums.num > 2, fisher.factor(sums), old)
+            return jnp.where(sums.x.number > 2, fisher.factor(sums), old)
 
         turns = jnp.where(last, 1, 0)
         factor = jax.lax.fori_loop(0, turns, refreshed, adapt.params["factor"])
@@ -186,13 +187,6 @@ def approach(evaluate, z) -> tuple[jax.Array, jax.Array]:
         lambda carry: carry[2] & (carry[3] < MAX_CHUNKS), climb, start
     )
     return z, count
-
-
-def _add(moments, x):
-    num, mean, squares = moments
-    change = x - mean
-    mean = mean + change / (num + 1)
-    return num + 1, mean, squares + change * (x - mean)
 
 
 def _scales(factor):

@@ -8,10 +8,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.polynomial import chebyshev
 
-from nutfree.numerics.skrock import linear_response, reach, sk_rock
+from nutfree.numerics.skrock import DAMPING, reach, sk_rock
 
 STAGES = pytest.mark.parametrize("num_stages", [1, 2, 3, 5, 10])
+
+
+def linear_response(p, num_stages: int) -> tuple[np.ndarray, np.ndarray]:
+    """`(A, B)` of the step x' = A x + B Q where h F(x) = p x, p <= 0.
+
+    A = T_s(w0 + w1 p)/T_s(w0) and B = (1 + w1 p/2) U_(s-1)(w0 + w1 p)/U_(s-1)(w0), of
+    Chebyshev polynomials of the first and second kind; on the Gaussian N(0, 1), where
+    F = -x/2 and Q has variance h, the stationary variance is h B^2/(1 - A^2).
+    """
+    t = np.array([0.0] * num_stages + [1.0])
+    slope = chebyshev.chebder(t)  # s U_(s-1)
+    w0 = 1.0 + DAMPING / num_stages**2
+    w1 = chebyshev.chebval(w0, t) / chebyshev.chebval(w0, slope)
+    z = w0 + w1 * np.asarray(p, dtype=np.float64)
+    a = chebyshev.chebval(z, t) / chebyshev.chebval(w0, t)
+    u = chebyshev.chebval(z, slope) / chebyshev.chebval(w0, slope)
+    return a, (1.0 + 0.5 * (z - w0)) * u
 
 
 def step(x, noise, *, rate, step_size, num_stages):

@@ -1,6 +1,9 @@
 """Descents of a bounded number of gradients, for many starts at once.
 
-L-BFGS, Liu and Nocedal, Mathematical Programming 45, 1989, in a trust region.
+Reference: L-BFGS, Liu and Nocedal, Mathematical Programming 45, 1989; here in a trust
+region. A step is one gradient whatever happens, so that many starts run side by side
+under `vmap` without waiting for the longest line search. It ends where the gradients
+do, near a mode or not; one start that is to arrive takes `nutfree.numerics.laplace`.
 """
 
 from typing import NamedTuple
@@ -10,10 +13,13 @@ import jax.numpy as jnp
 
 from nutfree.numerics.evaluation import is_finite
 
+#: Pairs of a step and a change of the gradient that the curvature is made of.
 MEMORY = 8
-#: Where -log pi curves less than this along a step, it is taken to curve so much; what
-#: an earlier wall said would else keep the steps short in a tail.
+#: Least curvature of -log pi along a step. In a flat tail, pairs from a steep wall
+#: would otherwise keep the steps short.
 FLAT = 1e-4
+#: Radius of the first trust region, in units of sqrt(d).
+FIRST_RADIUS = 0.3
 
 
 class _Descent(NamedTuple):
@@ -27,7 +33,7 @@ class _Descent(NamedTuple):
 
 
 def descend(evaluate, u: jax.Array, num_steps: int | jax.Array) -> tuple:
-    """L-BFGS in a trust region: one gradient a step, and no step that goes down.
+    """Climb `num_steps` steps from `u`; a step that would go down is not made.
 
     Args:
         evaluate: `(u, count) -> (log density, gradient, count)`.
@@ -70,10 +76,10 @@ def descend(evaluate, u: jax.Array, num_steps: int | jax.Array) -> tuple:
             count,
         )
 
-    # without a gradient the first step stays where it is, and evaluates there
+    # the first step has no gradient yet: it stays at the start, and evaluates there
     memory = jnp.zeros((MEMORY, *u.shape), u.dtype)
     nothing = jnp.asarray(-jnp.inf, u.dtype)
-    radius = jnp.asarray(0.3 * u.size**0.5, u.dtype)
+    radius = jnp.asarray(FIRST_RADIUS * u.size**0.5, u.dtype)
     zeros = jnp.zeros_like(u)
     start = _Descent(u, nothing, zeros, radius, memory, memory, jnp.asarray(0))
     end = jax.lax.fori_loop(0, num_steps, step, start)
@@ -81,7 +87,7 @@ def descend(evaluate, u: jax.Array, num_steps: int | jax.Array) -> tuple:
 
 
 def _two_loop(moves, changes, grad) -> jax.Array:
-    """The L-BFGS direction; rows of zeros are pairs that do not exist yet."""
+    """Return the L-BFGS direction; rows of zeros are pairs that do not exist yet."""
     products = jnp.sum(moves * changes, axis=-1)
     rho = jnp.where(products > 0, 1.0 / jnp.where(products > 0, products, 1.0), 0.0)
 

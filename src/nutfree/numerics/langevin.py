@@ -4,19 +4,93 @@
 
 with R R' = C the inverse mass matrix, an estimate of the posterior covariance; R is of
 shape `(d, d)`, or stands for a diagonal matrix with shape `(d,)` or as a scalar.
+
+A Langevin kernel begins with `init`, and its transition decides what becomes of what
+`propose` returns: MALA accepts or rejects it, ULA always takes it.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
-from nutfree.numerics.preconditioning import matvec, transpose
+from nutfree.numerics.evaluation import counted_value_and_grad, flatten, is_finite
+from nutfree.numerics.preconditioning import matvec, root, transpose
+from nutfree.target import LogDensity, Position
 
-#: The most steps that a transition makes by itself.
+#: Most steps of one transition of a kernel that chooses their number by itself.
 MAX_STEPS = 1000
 
 
+class LangevinState(NamedTuple):
+    """Position (a pytree), its log density, and the gradient there (a pytree)."""
+
+    position: Position
+    logdensity: jax.Array
+    logdensity_grad: Position
+
+
+class Proposal(NamedTuple):
+    """A Langevin step, not yet accepted.
+
+    state
+        Where the step leads.
+    acceptance_rate
+        Its Metropolis-Hastings acceptance probability; 0 where `is_finite` is False.
+    is_finite
+        Whether the position, its log density and its gradient are.
+    num_grad_evals
+        Gradients spent.
+    """
+
+    state: LangevinState
+    acceptance_rate: jax.Array
+    is_finite: jax.Array
+    num_grad_evals: jax.Array
+
+
+def init(
+    position: Position, logdensity_fn: LogDensity, rng_key=None, options=None
+) -> LangevinState:
+    """Return the state at `position`; every Langevin kernel's own `init`."""
+    del rng_key, options
+    return LangevinState(position, *jax.value_and_grad(logdensity_fn)(position))
+
+
+def propose(
+    rng_key: jax.Array,
+    state: LangevinState,
+    logdensity_fn: LogDensity,
+    step_size: jax.Array | float,
+    inverse_mass_matrix: jax.Array | float = 1.0,
+    factor: jax.Array | None = None,
+) -> Proposal:
+    """Make one step from `state`.
+
+    Args:
+        step_size: h.
+        inverse_mass_matrix: C, of shape `(d, d)`, `(d,)` or a scalar.
+        factor: R; None to compute it from C.
+    """
+    x, logdensity, unravel = flatten(state.position, logdensity_fn)
+    grad, _ = ravel_pytree(state.logdensity_grad)
+    if factor is None:
+        factor = root(jnp.asarray(inverse_mass_matrix, x.dtype))
+    x_new, move = langevin_step(rng_key, x, grad, step_size, factor)
+    evaluate = counted_value_and_grad(logdensity)
+    value_new, grad_new, count = evaluate(x_new, jnp.asarray(0))
+    log_ratio = metropolis_log_ratio(
+        (state.logdensity, grad), (value_new, grad_new), move, step_size, factor
+    )
+    finite = is_finite(x_new, value_new, grad_new)
+    acceptance_rate = jnp.where(finite, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
+    proposed = LangevinState(unravel(x_new), value_new, unravel(grad_new))
+    return Proposal(proposed, acceptance_rate, finite, count)
+
+
 def langevin_step(rng_key, x, grad, step_size, factor) -> tuple[jax.Array, jax.Array]:
-    """One step from `x`, of shape `(d,)`, where the gradient is `grad`.
+    """Make one step from `x`, of shape `(d,)`, where the gradient is `grad`.
 
     Args:
         factor: R.
@@ -31,7 +105,7 @@ def langevin_step(rng_key, x, grad, step_size, factor) -> tuple[jax.Array, jax.A
 
 
 def metropolis_log_ratio(old, new, move, step_size, factor) -> jax.Array:
-    """Log Metropolis-Hastings ratio of a Langevin step; NaN becomes -inf.
+    """Return the log Metropolis-Hastings ratio of a step; NaN becomes -inf.
 
     Args:
         old, new: pairs of log density and gradient, at x and x'.
@@ -47,5 +121,5 @@ def metropolis_log_ratio(old, new, move, step_size, factor) -> jax.Array:
 
 
 def steps_to_forget(step_size) -> jax.Array:
-    """Steps in which a chain of unit variance forgets 63 % of its position."""
+    """Return the steps after which a chain of unit sd has forgotten 63 % of itself."""
     return jnp.clip(jnp.ceil(2 / step_size), 1, MAX_STEPS).astype(int)

@@ -1,8 +1,10 @@
 """The posterior mode and the curvature there, for kernels that are centred on it.
 
-Optimisation is optax's L-BFGS with its zoom line search. A Hessian-vector product
-counts as two gradients. Posteriors over many rows are in
-`nutfree.minibatch.mode`.
+`climb` is optax's L-BFGS with its zoom line search, for one start that is to arrive: it
+ends by itself, at a mode to the last few hundredths of a nat. A bounded number of
+gradients for each of many starts is spent by `nutfree.numerics.descent`. Posteriors
+over many rows are in `nutfree.minibatch.mode`. A product with the Hessian counts as two
+gradients.
 """
 
 from collections.abc import Callable
@@ -13,7 +15,6 @@ import jax.numpy as jnp
 import optax
 
 from nutfree.numerics.evaluation import is_finite, select
-from nutfree.numerics.preconditioning import matvec, root, transpose
 
 #: Up to this dimension the curvature is a matrix, beyond it a diagonal.
 DENSE_DIM = 100
@@ -22,13 +23,14 @@ PATIENCE = 5
 #: A step of which the gradient promises less than this part of the least gain that
 #: counts stands for `PATIENCE` of them.
 AT_REST = 1e-4
-#: Random vectors for the diagonal of the curvature, and steps for its largest value.
+#: Random signs that estimate the diagonal of the curvature.
 NUM_PROBES = 50
+#: Steps of the power iteration for its largest eigenvalue.
 POWER_STEPS = 20
 
 
 class Laplace(NamedTuple):
-    """A Gaussian approximation at a mode.
+    """The Gaussian approximation at a mode.
 
     centre
         The mode, shape `(d,)`.
@@ -92,7 +94,7 @@ def climb(
     cost: float = 1.0,
     max_linesearch_steps: int = 15,
 ) -> tuple[jax.Array, jax.Array, Any, Any]:
-    """`maximise`, showing every step that is not at rest to `visit`.
+    """Climb like `maximise`, and show every step that is not at rest to `visit`.
 
     Args:
         visit: `(seen, old, new, count) -> (seen, count)`; old and new are pairs of a
@@ -147,30 +149,58 @@ def climb(
     return x, -gradient, count, seen
 
 
-def _hessian_product(logdensity: Callable, x: jax.Array) -> Callable:
-    """`v -> -H v`, H the second derivatives of the log density at x."""
+def precision_product(logdensity: Callable, x: jax.Array) -> Callable:
+    """Return `v -> -H v`, H the second derivatives of the log density at x."""
     return lambda v: -jax.jvp(jax.grad(logdensity), (x,), (v,))[1]
 
 
-def precision(
-    rng_key: jax.Array, logdensity: Callable, x: jax.Array, count, cost: float = 1.0
-) -> tuple[jax.Array, jax.Array]:
-    """Minus the second derivatives at x: a matrix, or its diagonal beyond `DENSE_DIM`.
+def hutchinson_diagonal(
+    product: Callable, signs: jax.Array, *others: jax.Array
+) -> jax.Array:
+    """Estimate the diagonal of a matrix A by the mean of v * (A v) over random signs v.
 
-    The diagonal is Hutchinson's estimate, mean of v * (-H v) over random signs v.
+    Reference: Hutchinson, Communications in Statistics 19(2), 1990. Unbiased, and exact
+    where A is diagonal.
+
+    Args:
+        product: `(v, *other) -> A v`, or an unbiased estimate of it.
+        signs: the vectors v, shape `(n, d)`.
+        others: what else each product takes, such as a key, shape `(n, ...)`.
     """
-    product = _hessian_product(logdensity, x)
-    dim = x.shape[0]
-    if dim <= DENSE_DIM:
+    terms = jax.lax.map(lambda probe: probe[0] * product(*probe), (signs, *others))
+    return jnp.mean(terms, axis=0)
+
+
+def precision(
+    rng_key: jax.Array,
+    logdensity: Callable,
+    x: jax.Array,
+    count: Any,
+    cost: float = 1.0,
+    *,
+    dense_dim: int = DENSE_DIM,
+    num_probes: int = NUM_PROBES,
+) -> tuple[jax.Array, Any]:
+    """Evaluate minus the second derivatives at x.
+
+    Args:
+        cost: what a gradient counts.
+        dense_dim: up to this dimension they are a matrix, beyond it a diagonal, which
+            is estimated from `num_probes` products.
+
+    Returns:
+        `(precision, count)`, the precision of shape `(d, d)` or `(d,)`.
+    """
+    product, dim = precision_product(logdensity, x), x.shape[0]
+    if dim <= dense_dim:
         rows = jax.lax.map(product, jnp.eye(dim, dtype=x.dtype), batch_size=16)
         return 0.5 * (rows + rows.T), count + 2 * cost * dim
-    signs = jax.random.rademacher(rng_key, (NUM_PROBES, dim), x.dtype)
-    diagonal = jax.lax.map(lambda v: v * product(v), signs)
-    return jnp.mean(diagonal, axis=0), count + 2 * cost * NUM_PROBES
+    signs = jax.random.rademacher(rng_key, (num_probes, dim), x.dtype)
+    return hutchinson_diagonal(product, signs), count + 2 * cost * num_probes
 
 
 def positive(precision: jax.Array) -> jax.Array:
-    """The nearest usable precision: negative curvature is reflected, none is zero.
+    """Return the nearest usable precision: negative curvature is reflected, none is 0.
 
     One that is not finite becomes the identity.
     """
@@ -186,7 +216,7 @@ def positive(precision: jax.Array) -> jax.Array:
 
 
 def inverse(precision: jax.Array) -> jax.Array:
-    """The covariance of a positive precision, symmetric to the last bit."""
+    """Return the covariance of a positive precision, symmetric to the last bit."""
     if precision.ndim == 1:
         return 1 / precision
     # scaled to a unit diagonal, which single precision inverts more accurately
@@ -207,10 +237,18 @@ def _identity(precision: jax.Array) -> jax.Array:
 def largest_curvature(
     rng_key, logdensity: Callable, x, covariance, count, cost: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
-    """Largest eigenvalue of the preconditioned precision, by power iteration."""
+    """Find the largest eigenvalue of R' A R, A the precision at x, by power iteration.
+
+    Args:
+        covariance: R R', an estimate of the inverse of A. A matrix, shape `(d, d)`, is
+            taken for exact, and the eigenvalue for 1; a diagonal has shape `(d,)`.
+
+    Returns:
+        `(eigenvalue, count)`, the eigenvalue at least 1.
+    """
     if covariance.ndim == 2:
         return jnp.ones((), x.dtype), count
-    product, scale = _hessian_product(logdensity, x), jnp.sqrt(covariance)
+    product, scale = precision_product(logdensity, x), jnp.sqrt(covariance)
 
     def step(_, carry):
         v, _ = carry
@@ -223,14 +261,3 @@ def largest_curvature(
     _, size = jax.lax.fori_loop(0, POWER_STEPS, step, start)
     size = jnp.where(jnp.isfinite(size), jnp.maximum(size, 1.0), 1.0)
     return size, count + 2 * cost * POWER_STEPS
-
-
-def laplace(rng_key, logdensity: Callable, x, count) -> tuple[Laplace, jax.Array]:
-    """Mode and curvature of a log density over flat vectors, from the start `x`."""
-    key, curvature_key = jax.random.split(rng_key)
-    centre, gradient, count = maximise(logdensity, x, count)
-    matrix, count = precision(key, logdensity, centre, count)
-    covariance = inverse(positive(matrix))
-    top, count = largest_curvature(curvature_key, logdensity, centre, covariance, count)
-    distance = jnp.linalg.norm(matvec(transpose(root(covariance)), gradient))
-    return Laplace(centre, covariance, top, distance), count

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.polynomial import chebyshev
 
-#: Damping eta of the authors.
+#: Damping eta, the value of the authors.
 DAMPING = 0.05
 
 
@@ -28,14 +28,14 @@ def _t(degree: int, x) -> np.ndarray:
 
 
 def _nodes(num_stages: int) -> tuple[float, float]:
-    """w0 and w1."""
+    """Return w0 and w1."""
     w0 = 1.0 + DAMPING / num_stages**2
     slope = chebyshev.chebval(w0, chebyshev.chebder([0.0] * num_stages + [1.0]))
     return w0, float(_t(num_stages, w0) / slope)
 
 
 def reach(num_stages: int) -> float:
-    """How large h |lambda| may be for an eigenvalue lambda < 0 of the drift.
+    """Return how large h |lambda| may be for an eigenvalue lambda < 0 of the drift.
 
     It is where w0 - h |lambda| w1 = -1, about 1.93 s^2; Euler-Maruyama's is two.
     """
@@ -52,7 +52,7 @@ def sk_rock(
     step_size: float | jax.Array,
     num_stages: int,
 ) -> tuple[jax.Array, jax.Array | int]:
-    """One step.
+    """Make one step.
 
     Args:
         drift: `(x, count) -> (F(x), count)`, threading a count of evaluations.
@@ -82,18 +82,3 @@ def sk_rock(
 
     _, new, count = jax.lax.fori_loop(0, num_stages - 1, stage, (x, new, count))
     return new, count
-
-
-def linear_response(p, num_stages: int) -> tuple[np.ndarray, np.ndarray]:
-    """`(A, B)` of the step x' = A x + B Q where h F(x) = p x, p <= 0.
-
-    A = T_s(w0 + w1 p)/T_s(w0) and B = (1 + w1 p/2) U_(s-1)(w0 + w1 p)/U_(s-1)(w0); on
-    the Gaussian N(0, 1), where F = -x/2 and Q has variance h, the stationary variance
-    is h B^2/(1 - A^2).
-    """
-    w0, w1 = _nodes(num_stages)
-    z = w0 + w1 * np.asarray(p, dtype=np.float64)
-    # s U_(s-1) is the derivative of T_s
-    slope = chebyshev.chebder([0.0] * num_stages + [1.0])
-    u = chebyshev.chebval(z, slope) / chebyshev.chebval(w0, slope)
-    return _t(num_stages, z) / _t(num_stages, w0), (1.0 + 0.5 * (z - w0)) * u

@@ -6,6 +6,7 @@ that is stable and lets the minibatch's noise heat the chain by a tenth at most.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import blackjax
@@ -18,6 +19,7 @@ from jax.flatten_util import ravel_pytree
 from nutfree.facts import many_rows
 from nutfree.kernels.blackjax.adapter import pilot_warmup, register
 from nutfree.numerics.evaluation import is_finite, select
+from nutfree.numerics.laplace import hutchinson_diagonal
 from nutfree.registry import option
 from nutfree.target import Position
 from nutfree.warmup import AdaptationState
@@ -147,8 +149,8 @@ def _curvature(rng_key, position, target, batch_size):
         return -jax.jvp(lambda u: grad(u, rows), (z,), (v,))[1]
 
     signs = jax.random.rademacher(sign_key, (NUM_PROBES, x.size), x.dtype)
-    products = jax.vmap(times_hessian, (None, 0, 0))(jnp.ones_like(x), signs, keys)
-    diagonal = jnp.nan_to_num(jnp.mean(signs * products, axis=0))
+    product = partial(times_hessian, jnp.ones_like(x))
+    diagonal = jnp.nan_to_num(hutchinson_diagonal(product, signs, keys))
     floor = 1e-4 * jnp.max(jnp.abs(diagonal))
     scale = jax.lax.rsqrt(jnp.maximum(diagonal, jnp.maximum(floor, 1e-12)))
 

@@ -14,19 +14,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
 from nutfree.facts import baseline
-from nutfree.numerics.evaluation import (
-    counted_value_and_grad,
-    flatten,
-    is_finite,
-    select,
-)
-from nutfree.numerics.langevin import langevin_step, metropolis_log_ratio
-from nutfree.numerics.preconditioning import root
+from nutfree.numerics import langevin
+from nutfree.numerics.evaluation import select
+from nutfree.numerics.langevin import LangevinState
 from nutfree.registry import KernelSpec, option
-from nutfree.target import Position
 from nutfree.warmup import Warmup, window_warmup
 
 
@@ -38,14 +31,6 @@ class Options:
     dense_mass: bool | None = option(
         None, "adapt a full preconditioner; None is up to 50 dimensions"
     )
-
-
-class MALAState(NamedTuple):
-    """Position (a pytree), its log density, and the gradient there (a pytree)."""
-
-    position: Position
-    logdensity: jax.Array
-    logdensity_grad: Position
 
 
 class MALAInfo(NamedTuple):
@@ -61,11 +46,6 @@ class MALAInfo(NamedTuple):
     num_grad_evals: jax.Array
 
 
-def init(position, logdensity_fn, rng_key=None, options=Options()) -> MALAState:
-    del rng_key, options
-    return MALAState(position, *jax.value_and_grad(logdensity_fn)(position))
-
-
 def build_kernel(options=Options()):
     """Return `kernel(rng_key, state, logdensity_fn, step_size, inverse_mass_matrix)`.
 
@@ -76,34 +56,18 @@ def build_kernel(options=Options()):
     del options
 
     def kernel(
-        rng_key,
-        state,
-        logdensity_fn,
-        step_size,
-        inverse_mass_matrix=1.0,
-        factor=None,
-    ) -> tuple[MALAState, MALAInfo]:
-        x, logdensity, unravel = flatten(state.position, logdensity_fn)
-        grad, _ = ravel_pytree(state.logdensity_grad)
-        evaluate = counted_value_and_grad(logdensity)
+        rng_key, state, logdensity_fn, step_size, inverse_mass_matrix=1.0, factor=None
+    ) -> tuple[LangevinState, MALAInfo]:
         noise_key, accept_key = jax.random.split(rng_key)
-
-        if factor is None:
-            factor = root(jnp.asarray(inverse_mass_matrix, x.dtype))
-
-        x_new, move = langevin_step(noise_key, x, grad, step_size, factor)
-        value_new, grad_new, count = evaluate(x_new, jnp.asarray(0))
-        log_ratio = metropolis_log_ratio(
-            (state.logdensity, grad), (value_new, grad_new), move, step_size, factor
+        proposal = langevin.propose(
+            noise_key, state, logdensity_fn, step_size, inverse_mass_matrix, factor
         )
-        finite = is_finite(x_new, value_new, grad_new)
-        acceptance_rate = jnp.where(finite, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
-        accepted = jax.random.uniform(accept_key) < acceptance_rate
-        proposal = MALAState(unravel(x_new), value_new, unravel(grad_new))
-        info = MALAInfo(
-            acceptance_rate, accepted, ~finite & ~jnp.isneginf(value_new), count
-        )
-        return select(accepted, proposal, state), info
+        rate = proposal.acceptance_rate
+        accepted = jax.random.uniform(accept_key) < rate
+        outside = jnp.isneginf(proposal.state.logdensity)
+        divergent = ~proposal.is_finite & ~outside
+        info = MALAInfo(rate, accepted, divergent, proposal.num_grad_evals)
+        return select(accepted, proposal.state, state), info
 
     return kernel
 
@@ -119,7 +83,7 @@ SPEC = KernelSpec(
     family="baseline",
     summary="Metropolis-adjusted Langevin with an adapted preconditioner",
     paper="Roberts and Tweedie 1996",
-    init=init,
+    init=langevin.init,
     build_kernel=build_kernel,
     warmup=warmup,
     options=Options,

@@ -13,20 +13,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
 from nutfree.facts import baseline
-from nutfree.kernels.langevin import mala
-from nutfree.kernels.langevin.mala import MALAState as ULAState
-from nutfree.numerics.evaluation import (
-    counted_value_and_grad,
-    flatten,
-    is_finite,
-    select,
-)
-from nutfree.numerics.langevin import langevin_step, metropolis_log_ratio
-from nutfree.numerics.preconditioning import root
+from nutfree.numerics import langevin
+from nutfree.numerics.evaluation import select
+from nutfree.numerics.langevin import LangevinState
 from nutfree.registry import KernelSpec, option
 from nutfree.warmup import Warmup, window_warmup
 
@@ -54,45 +45,19 @@ class ULAInfo(NamedTuple):
     num_grad_evals: jax.Array
 
 
-def init(position, logdensity_fn, rng_key=None, options=Options()) -> ULAState:
-    del options
-    return mala.init(position, logdensity_fn, rng_key)
-
-
 def build_kernel(options=Options()):
-    """Return `kernel(rng_key, state, logdensity_fn, step_size, inverse_mass_matrix)`.
-
-    `inverse_mass_matrix` is C, of shape `(d, d)`, `(d,)` or a scalar. `factor`, the
-    lower triangular R with R R' = C, saves factorising it at every transition; the
-    host passes what warm-up found.
-    """
+    """Return a kernel that takes the parameters of MALA's."""
     del options
 
     def kernel(
-        rng_key,
-        state,
-        logdensity_fn,
-        step_size,
-        inverse_mass_matrix=1.0,
-        factor=None,
-    ) -> tuple[ULAState, ULAInfo]:
-        x, logdensity, unravel = flatten(state.position, logdensity_fn)
-        grad, _ = ravel_pytree(state.logdensity_grad)
-        evaluate = counted_value_and_grad(logdensity)
-
-        if factor is None:
-            factor = root(jnp.asarray(inverse_mass_matrix, x.dtype))
-
-        x_new, move = langevin_step(rng_key, x, grad, step_size, factor)
-        value_new, grad_new, count = evaluate(x_new, jnp.asarray(0))
-        log_ratio = metropolis_log_ratio(
-            (state.logdensity, grad), (value_new, grad_new), move, step_size, factor
+        rng_key, state, logdensity_fn, step_size, inverse_mass_matrix=1.0, factor=None
+    ) -> tuple[LangevinState, ULAInfo]:
+        proposal = langevin.propose(
+            rng_key, state, logdensity_fn, step_size, inverse_mass_matrix, factor
         )
-        finite = is_finite(x_new, value_new, grad_new)
-        acceptance_rate = jnp.where(finite, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
-        moved = ULAState(unravel(x_new), value_new, unravel(grad_new))
-        info = ULAInfo(acceptance_rate, ~finite, count)
-        return select(finite, moved, state), info
+        finite = proposal.is_finite
+        info = ULAInfo(proposal.acceptance_rate, ~finite, proposal.num_grad_evals)
+        return select(finite, proposal.state, state), info
 
     return kernel
 
@@ -108,7 +73,7 @@ SPEC = KernelSpec(
     family="baseline",
     summary="unadjusted Langevin with an adapted preconditioner",
     paper="Roberts and Tweedie 1996",
-    init=init,
+    init=langevin.init,
     build_kernel=build_kernel,
     warmup=warmup,
     options=Options,

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nutfree.modes.pilot import run_pilot
+from nutfree.modes.search import Effort
 from nutfree.target import Prior, Target
 
 ANGLES = np.arange(8) * np.pi / 4
@@ -12,9 +13,9 @@ EVEN, WIDTHS = np.full(8, 1 / 8), np.full(8, 0.7)
 RING = 10 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1)
 
 
-def pilot(logdensity, position, seed=0, prior=None, **options):
+def pilot(logdensity, position, seed=0, prior=None, **effort):
     target = Target(logdensity, position=position, prior=prior)
-    return jax.jit(lambda key: run_pilot(key, position, target, **options))(
+    return jax.jit(lambda key: run_pilot(key, position, target, Effort(**effort)))(
         jax.random.key(seed)
     )
 
@@ -154,8 +155,8 @@ def test_a_mode_that_few_starts_lead_to_is_found_by_looks():
         squares = jnp.sum((x - centers) ** 2, axis=-1) / scales**2
         return jax.nn.logsumexp(-10 * jnp.log(scales) - 0.5 * squares)
 
-    def weights(seed, num_looks):
-        options = {"num_starts": 64, "num_modes": 16, "num_looks": num_looks}
+    def weights(seed, num_probes):
+        options = {"num_starts": 64, "num_modes": 16, "num_probes": num_probes}
         found = pilot(two, jnp.zeros(10), seed, prior, **options)
         return np.sort(np.exp(found.modes.log_weight))[-2:]
 
@@ -167,7 +168,7 @@ def test_a_mode_that_few_starts_lead_to_is_found_by_looks():
 def test_looks_at_a_density_that_the_modes_explain_cost_themselves():
     options = {"num_starts": 64, "num_first_steps": 7, "num_modes": 40}
     first = pilot(ring, jnp.zeros(2), **options).num_grad_evals
-    found = pilot(ring, jnp.zeros(2), num_looks=500, **options)
+    found = pilot(ring, jnp.zeros(2), num_probes=500, **options)
     assert found.num_grad_evals == first + 500
 
 
@@ -177,7 +178,7 @@ def test_looks_end_when_a_round_finds_no_mode():
 
     options = {"num_starts": 64, "num_first_steps": 7, "num_modes": 32}
     first = pilot(student, jnp.zeros(2), **options).num_grad_evals
-    found = pilot(student, jnp.zeros(2), num_looks=500, **options)
+    found = pilot(student, jnp.zeros(2), num_probes=500, **options)
     # its tails are more than the mode says: one round of descents to modes, one of
     # short ones to masses, and at each end two products with the curvature and a
     # gradient, and the width where that is flat
@@ -190,7 +191,7 @@ def test_a_descent_that_has_not_arrived_is_no_mode():
     options = {"num_starts": 64, "num_first_steps": 30, "num_modes": 32, "num_steps": 4}
     found = pilot(lambda x: -jnp.sum(jnp.log1p(x**2)), jnp.zeros(2), **options)
     again = pilot(
-        lambda x: -jnp.sum(jnp.log1p(x**2)), jnp.zeros(2), num_looks=512, **options
+        lambda x: -jnp.sum(jnp.log1p(x**2)), jnp.zeros(2), num_probes=512, **options
     )
     assert again.num_grad_evals > found.num_grad_evals
     assert np.isfinite(found.modes.log_weight).sum() == 1
@@ -223,5 +224,5 @@ def test_where_the_mode_has_no_mass_the_heaviest_place_does():
     prior = Prior(lambda key: 5.0 * jax.random.normal(key, (10,)), None)
     options = {"num_starts": 512, "num_first_steps": 10, "num_modes": 128}
     for seed in range(3):
-        found = pilot(funnel, jnp.zeros(10), seed, prior, num_looks=4096, **options)
+        found = pilot(funnel, jnp.zeros(10), seed, prior, num_probes=4096, **options)
         assert abs(found.best[0]) < 6.0

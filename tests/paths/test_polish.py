@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nutfree.modes.record import modes_of
+from nutfree.modes.mixture import modes_of
 from nutfree.numerics.evaluation import counted_value_and_grad
 from nutfree.paths.polish import Point, polish, start_at
 

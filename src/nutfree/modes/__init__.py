@@ -1,1 +1,1 @@
-"""The separate modes of a density: the search for them, and the record of them."""
+"""The separate modes of a density: the search for them, and what is known of them."""

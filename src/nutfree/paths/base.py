@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from nutfree.modes.pilot import NUM_STARTS, standardised
-from nutfree.modes.record import (
+from nutfree.modes.mixture import (
     Modes,
     conditional_width,
-    draw_given_look,
+    draw_given_observation,
     number_of,
 )
+from nutfree.modes.pilot import NUM_STARTS
+from nutfree.modes.search import standardised
 from nutfree.numerics import skrock
 from nutfree.numerics.evaluation import counted_value_and_grad, flatten
 from nutfree.paths.denoisers import slow_fast
@@ -89,7 +90,7 @@ class Setting(NamedTuple):
         return conditional_width(self.modes, u)
 
     def modes_given_look(self, rng_key, m, s) -> jax.Array:
-        return draw_given_look(rng_key, self.modes, m, s)
+        return draw_given_observation(rng_key, self.modes, m, s)
 
 
 def init(position, logdensity_fn, rng_key=None) -> PathState:

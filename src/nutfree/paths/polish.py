@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nutfree.modes.record import (
+from nutfree.modes.mixture import (
     Mode,
     Modes,
     choose,
@@ -32,6 +32,7 @@ from nutfree.modes.record import (
     log_shares_at,
     mode_at,
     out_of_axes,
+    transported,
 )
 from nutfree.numerics.evaluation import is_finite, select
 
@@ -179,13 +180,6 @@ def _residual(start: Point, mode: Mode, step_size, end) -> jax.Array:
     drift = 0.5 * step_size * mode.width * into_axes(mode.axes, start.grad)
     moved = into_axes(mode.axes, end - start.u) / mode.width
     return (moved - drift) / jnp.sqrt(step_size)
-
-
-def transported(u, old: Mode, new: Mode) -> jax.Array:
-    """Where `u` lies in the mode `new` if it lay there as it does in `old`."""
-    # C^(1/2) = A diag(w) A' does not depend on the order or the signs of the axes
-    z = out_of_axes(old.axes, into_axes(old.axes, u - old.center) / old.width)
-    return new.center + out_of_axes(new.axes, new.width * into_axes(new.axes, z))
 
 
 def _log_choice(modes: Modes) -> jax.Array:

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jax.flatten_util import ravel_pytree
 
-from nutfree.modes.pilot import LOOKS, run_pilot
+from nutfree.modes.pilot import PROBES_PER_START, run_pilot
+from nutfree.modes.search import Effort
 from nutfree.numerics.evaluation import flatten, is_finite, select
 from nutfree.numerics.moments import Moments, no_moments
 from nutfree.paths.polish import NUM_PARTS
@@ -58,15 +59,13 @@ def annealed_warmup(
 
     def init(rng_key, position, target, num_transitions) -> AdaptationState:
         del num_transitions
-        found = run_pilot(
-            rng_key,
-            position,
-            target,
+        effort = Effort(
             num_starts=num_starts,
-            num_looks=LOOKS * num_starts,
             num_steps=num_descent_steps,
             num_modes=num_modes,
+            num_probes=PROBES_PER_START * num_starts,
         )
+        found = run_pilot(rng_key, position, target, effort)
         x, _, unravel = flatten(position, target)
         # half of what is best on a Gaussian, 1.65^2 d^(-1/3)
         step_size = jnp.asarray(1.36 * x.size ** (-1 / 3), x.dtype)

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nutfree.kernels.multiscale.mixture import Mixture, draw, log_density
 from nutfree.kernels.multiscale.moves import (
+    chain_point,
     global_move,
     jump_move,
     local_move,
-    placed,
 )
-from nutfree.modes.record import modes_of, shifts_between, summands
-from nutfree.paths.polish import Point
+from nutfree.kernels.multiscale.proposal import Mixture, draw, evaluate_mixture
+from nutfree.kernels.multiscale.shifts import shifts_between, summands
+from nutfree.modes.mixture import modes_of
 from tests.paths.test_polish import EVALUATE, MODES, exact_draws
 
 MIXTURE = Mixture(
@@ -54,13 +54,14 @@ def test_exact_draws_stay_exact(move):
 
     def one(key, u):
         value, grad, _ = EVALUATE(u, 0)
-        at, rates = placed(Point(u, value, grad), MIXTURE), []
+        point, rates = chain_point(u, value, grad, MIXTURE), []
         for i in range(4):
-            at, rate = move(jax.random.fold_in(key, i), at)
+            point, rate = move(jax.random.fold_in(key, i), point)
             rates.append(rate)
-        # what is kept of the mixture's place is that of the point
-        fresh = log_density(MIXTURE, at.point.u)
-        return at.point.u, jnp.stack(rates).mean(), at.place.log_density - fresh
+        # the mixture is that at the point, whichever moves were accepted
+        fresh = evaluate_mixture(MIXTURE, point.u).log_density
+        apart = point.mixture.log_density - fresh
+        return point.u, jnp.stack(rates).mean(), apart
 
     keys = jax.random.split(jax.random.key(1), len(starts))
     u, rate, apart = jax.jit(jax.vmap(one))(keys, jnp.asarray(starts, jnp.float32))
@@ -87,7 +88,7 @@ def test_mixture_is_the_normalised_density_of_its_draws():
     )
     mixture = Mixture(modes, jnp.log(jnp.array([0.2, 0.3, 0.5])))
     grid = jnp.linspace(-400.0, 400.0, 800_001)[:, None]
-    density = np.exp(jax.jit(jax.vmap(lambda u: log_density(mixture, u)))(grid))
+    density = np.exp(jax.jit(jax.vmap(lambda u: evaluate_mixture(mixture, u).log_density))(grid))
     mass = np.cumsum(density) * 1e-3
     assert mass[-1] == pytest.approx(1.0, abs=1e-3)
     keys = jax.random.split(jax.random.key(0), 100_000)
@@ -109,7 +110,7 @@ def test_of_modes_too_many_to_be_known_the_ways_between_wells_are_found():
     right = np.random.default_rng(0).random((100, 12)) > 0.5
     shifts = shifts_between(at_points(jnp.asarray(right * steps, jnp.float32)))
     assert list(shifts.number) == [256, 12]
-    found = np.abs(shifts.between[1, :12])
+    found = np.abs(shifts.vectors[1, :12])
     np.testing.assert_allclose(found[found.argmax(1).argsort()], np.diag(steps), 1e-3)
 
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from nutfree.facts import separate_modes
-from nutfree.modes.record import modes_of
+from nutfree.modes.mixture import modes_of
 from nutfree.paths import base as _path
 from nutfree.paths.base import PathInfo as CLCInfo
 from nutfree.paths.base import PathOptions

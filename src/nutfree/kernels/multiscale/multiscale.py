@@ -11,8 +11,9 @@ rounds of three Metropolis moves on pi (`kernels.multiscale.moves`):
 
 Reference: independence and mode-jumping Metropolis moves, Tierney, Annals of Statistics
 22(4), 1994, and Pompe, Holmes and Latuszynski, Annals of Statistics 48(5), 2020. Exact.
-Gradients: num_rounds x (num_steps + 2). The draws of q also give the evidence, by
-bridge sampling (`diagnostics.evidence`), and say whether q covers the posterior.
+Gradients per transition: num_rounds x (num_steps + 2). The draws of q also give the
+evidence, by bridge sampling (`diagnostics.evidence`), and say whether q covers the
+posterior.
 """
 
 from dataclasses import dataclass
@@ -23,21 +24,47 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from nutfree.facts import separate_modes
-from nutfree.kernels.multiscale.mixture import TAILS
 from nutfree.kernels.multiscale.moves import (
+    chain_point,
     global_move,
     jump_move,
     local_move,
-    placed,
 )
+from nutfree.kernels.multiscale.proposal import TAILS
 from nutfree.kernels.multiscale.warmup import mixture_warmup
-from nutfree.modes.pilot import NUM_STARTS, standardised
-from nutfree.modes.record import FULL, number_of
+from nutfree.modes.mixture import FULL, number_of
+from nutfree.modes.pilot import NUM_STARTS
+from nutfree.modes.search import standardised
 from nutfree.numerics.evaluation import counted_value_and_grad, flatten
-from nutfree.paths.polish import Point
 from nutfree.registry import KernelSpec, option
 from nutfree.target import Position
 from nutfree.warmup import Warmup
+
+#: Share of the local moves after the first round that take short steps: a short
+#: trajectory gets away from where a long one is always rejected.
+SHORT_SHARE = 0.125
+#: Length of those steps, in units of `step_size`.
+SHORT = 0.05
+#: Least length of the other steps, in the same units; they are jittered up to one.
+LEAST_JITTER = 0.6
+
+
+@dataclass(frozen=True)
+class Options:
+    num_rounds: int = option(2, "rounds of local moves, jumps and global moves", ge=1)
+    num_steps: int = option(5, "leapfrog steps of a local move", ge=1)
+    num_starts: int = option(1024, NUM_STARTS, ge=2)
+    num_first_steps: int = option(10, "gradients of each of its descents", ge=1)
+    num_descent_steps: int = option(60, "further gradients at each mode kept", ge=1)
+    num_modes: int | None = option(
+        None,
+        "the most modes that it keeps; by default 256, or fewer where their "
+        "covariances, of more than 32 coordinates, would fill the cache",
+        ge=1,
+    )
+    step_size: float | None = option(
+        None, "step of the local moves, in widths of a mode", gt=0, tuned=True
+    )
 
 
 class MultiscaleState(NamedTuple):
@@ -71,18 +98,19 @@ class MultiscaleInfo(NamedTuple):
     num_grad_evals: jax.Array
 
 
-def init(position, logdensity_fn, rng_key=None) -> MultiscaleState:
-    del rng_key
+def init(position, logdensity_fn, rng_key=None, options=Options()) -> MultiscaleState:
+    del rng_key, options
     return MultiscaleState(position, *jax.value_and_grad(logdensity_fn)(position))
 
 
-def build_kernel(*, num_rounds: int = 2, num_steps: int = 5):
+def build_kernel(options=Options()):
     """Return `kernel(rng_key, state, logdensity_fn, **params)`.
 
     The parameters are those of `mixture_warmup`: `step_size` of the local moves, in
     widths of a mode, `mixture`, q in the coordinates u = (x - `center`) / `scale`, and
     `shifts` between its modes, which are `shift_share` of the jumps.
     """
+    num_rounds = options.num_rounds
 
     def kernel(
         rng_key,
@@ -98,96 +126,93 @@ def build_kernel(*, num_rounds: int = 2, num_steps: int = 5):
         x, logdensity, unravel = flatten(state.position, logdensity_fn)
         evaluate = counted_value_and_grad(standardised(logdensity, center, scale))
         grad, _ = ravel_pytree(state.logdensity_grad)
-        point = Point((x - center) / scale, state.logdensity, scale * grad)
-        start = placed(point, mixture)
+        start = chain_point(
+            (x - center) / scale, state.logdensity, scale * grad, mixture
+        )
         log_det = jnp.sum(jnp.log(scale))
 
         def one_round(i, carry):
-            at, info, count = carry
+            point, info, count = carry
             keys = jax.random.split(jax.random.fold_in(rng_key, i), 5)
-            at, proposed, count = global_move(keys[0], at, evaluate, mixture, count)
-            jitter = jax.random.uniform(keys[1], (), x.dtype, 0.6, 1.0)
-            # a short trajectory gets away from where a long one is always rejected
-            short = (i > 0) & (jax.random.uniform(keys[2]) < 0.125)
-            at, local, count = local_move(
+            point, drawn, count = global_move(keys[0], point, evaluate, mixture, count)
+            drawn = drawn._replace(log_importance=drawn.log_importance + log_det)
+            point, local_rate, count = local_move(
                 keys[3],
-                at,
+                point,
                 evaluate,
                 mixture,
-                step_size=step_size * jnp.where(short, 0.05, jitter),
-                num_steps=num_steps,
+                step_size=step_size * _relative_step(keys[1], keys[2], i, x.dtype),
+                num_steps=options.num_steps,
                 count=count,
             )
-            at, jump, count = jump_move(
-                keys[4], at, evaluate, mixture, shifts, shift_share, count
+            point, jump_rate, count = jump_move(
+                keys[4], point, evaluate, mixture, shifts, shift_share, count
             )
-            ratio = proposed.log_importance + log_det
-            info = info._replace(
-                acceptance_rate=jnp.where(i == 0, local, info.acceptance_rate),
-                jump_rate=info.jump_rate + jump / num_rounds,
-                global_rate=info.global_rate + proposed.acceptance_rate / num_rounds,
-                proposal_log_importance=info.proposal_log_importance.at[i].set(ratio),
-                occupancy=info.occupancy + proposed.occupancy / num_rounds,
-                tails=info.tails + proposed.tails / num_rounds,
-            )
-            return at, info, count
+            return point, _added(info, i, local_rate, jump_rate, drawn), count
 
-        none = jnp.zeros((), x.dtype)
-        info = MultiscaleInfo(
-            none,
-            none,
-            none,
-            none,
-            jnp.zeros(num_rounds, x.dtype),
-            jnp.zeros_like(mixture.modes.log_weight),
-            jnp.zeros(len(TAILS), x.dtype),
-            jnp.asarray(0),
-        )
-        (point, place), info, count = jax.lax.fori_loop(
+        info = _no_info(num_rounds, mixture, x.dtype)
+        point, info, count = jax.lax.fori_loop(
             0, num_rounds, one_round, (start, info, jnp.asarray(0))
         )
         info = info._replace(
-            log_importance=point.value - place.log_density + log_det,
+            log_importance=point.logdensity - point.mixture.log_density + log_det,
             num_grad_evals=count,
         )
         position = unravel(center + scale * point.u)
         grad = unravel(point.grad / scale)
-        return MultiscaleState(position, point.value, grad), info
+        return MultiscaleState(position, point.logdensity, grad), info
 
     return kernel
 
 
-def warmup(
-    *,
-    num_starts: int = 1024,
-    num_first_steps: int = 10,
-    num_descent_steps: int = 60,
-    num_modes: int | None = None,
-) -> Warmup:
+def _relative_step(jitter_key, short_key, i, dtype) -> jax.Array:
+    """Draw the step size of a local move in round `i`, in units of `step_size`."""
+    jitter = jax.random.uniform(jitter_key, (), dtype, LEAST_JITTER, 1.0)
+    short = (i > 0) & (jax.random.uniform(short_key) < SHORT_SHARE)
+    return jnp.where(short, SHORT, jitter)
+
+
+def _no_info(num_rounds: int, mixture, dtype) -> MultiscaleInfo:
+    none = jnp.zeros((), dtype)
+    return MultiscaleInfo(
+        acceptance_rate=none,
+        jump_rate=none,
+        global_rate=none,
+        log_importance=none,
+        proposal_log_importance=jnp.zeros(num_rounds, dtype),
+        occupancy=jnp.zeros_like(mixture.modes.log_weight),
+        tails=jnp.zeros(len(TAILS), dtype),
+        num_grad_evals=jnp.asarray(0),
+    )
+
+
+def _added(info: MultiscaleInfo, i, local_rate, jump_rate, drawn) -> MultiscaleInfo:
+    """Add round `i` to the means; the first round has no short steps."""
+    ratios = info.proposal_log_importance
+    num_rounds = ratios.size
+    return info._replace(
+        acceptance_rate=jnp.where(i == 0, local_rate, info.acceptance_rate),
+        jump_rate=info.jump_rate + jump_rate / num_rounds,
+        global_rate=info.global_rate + drawn.acceptance_rate / num_rounds,
+        proposal_log_importance=ratios.at[i].set(drawn.log_importance),
+        occupancy=info.occupancy + drawn.occupancy / num_rounds,
+        tails=info.tails + drawn.tails / num_rounds,
+    )
+
+
+def warmup(options=Options()) -> Warmup:
     return mixture_warmup(
-        num_starts=num_starts,
-        num_first_steps=num_first_steps,
-        num_descent_steps=num_descent_steps,
-        num_modes=num_modes,
+        options.num_starts,
+        options.num_first_steps,
+        options.num_descent_steps,
+        options.num_modes,
     )
 
 
-@dataclass(frozen=True)
-class Options:
-    num_rounds: int = option(2, "rounds of local moves, jumps and global moves", ge=1)
-    num_steps: int = option(5, "leapfrog steps of a local move", ge=1)
-    num_starts: int = option(1024, NUM_STARTS, ge=2)
-    num_first_steps: int = option(10, "gradients of each of its descents", ge=1)
-    num_descent_steps: int = option(60, "further gradients at each mode kept", ge=1)
-    num_modes: int | None = option(
-        None,
-        "the most modes that it keeps; by default 256, or fewer where their "
-        "covariances, of more than 32 coordinates, would fill the cache",
-        ge=1,
-    )
-    step_size: float | None = option(
-        None, "step of the local moves, in widths of a mode", gt=0, tuned=True
-    )
+def gradients(options: Options, params: dict, target) -> int:
+    """Count the gradients of a transition: one a leapfrog step, a jump and a draw."""
+    del params, target
+    return options.num_rounds * (options.num_steps + 2)
 
 
 def findings(params: dict) -> dict[str, jax.Array]:
@@ -222,6 +247,7 @@ SPEC = KernelSpec(
     draws="chain",
     suits=separate_modes,
     guarantee="exact",
+    gradients=gradients,
     collects=("log_importance", "proposal_log_importance"),
     recommended=True,
 )

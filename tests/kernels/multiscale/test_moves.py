@@ -88,7 +88,9 @@ def test_mixture_is_the_normalised_density_of_its_draws():
     )
     mixture = Mixture(modes, jnp.log(jnp.array([0.2, 0.3, 0.5])))
     grid = jnp.linspace(-400.0, 400.0, 800_001)[:, None]
-    density = np.exp(jax.jit(jax.vmap(lambda u: evaluate_mixture(mixture, u).log_density))(grid))
+    density = np.exp(
+        jax.jit(jax.vmap(lambda u: evaluate_mixture(mixture, u).log_density))(grid)
+    )
     mass = np.cumsum(density) * 1e-3
     assert mass[-1] == pytest.approx(1.0, abs=1e-3)
     keys = jax.random.split(jax.random.key(0), 100_000)

@@ -115,8 +115,8 @@ def local_move(
 
     velocity = momentum + 0.5 * step_size * force(start.grad)
     carry = (*start[:3], velocity, jnp.asarray(count))
-    *new, velocity, count = jax.lax.fori_loop(0, num_steps, leap, carry)
-    end = chain_point(*new, mixture)
+    u, value, grad, velocity, count = jax.lax.fori_loop(0, num_steps, leap, carry)
+    end = chain_point(u, value, grad, mixture)
     velocity = velocity - 0.5 * step_size * force(end.grad)
     log_ratio = end.logdensity - start.logdensity + _log_odds(end, j)
     log_ratio = log_ratio - _log_odds(start, j)

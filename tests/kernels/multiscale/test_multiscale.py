@@ -15,9 +15,9 @@ from scipy.stats import chisquare
 
 import nutfree as nf
 from nutfree.diagnostics.evidence import pareto_k, pooled_bridge
-from nutfree.kernels.multiscale.multiscale import SPEC
+from nutfree.kernels.multiscale.multiscale import SPEC, Options
 from nutfree.target import Prior, Target
-from tests.kernels.multiscale.test_multalmc import sample
+from tests.chains import sample
 
 WEIGHTS = np.array([0.1, 0.2, 0.7])
 MEANS = np.array([[-8.0, 0.0, 3.0], [6.0, 6.0, -2.0], [5.0, -7.0, 0.0]])
@@ -79,35 +79,41 @@ def test_evidence_of_a_normalised_density_is_one(run):
     assert pareto_k(np.asarray(info.proposal_log_importance)[None]) < 0.7
 
 
-def test_cost_is_what_the_counts_say(run):
-    _, info, _ = run
+def test_cost_is_what_the_spec_says(run):
+    _, info, params = run
+    assert SPEC.gradients(Options(), params, THREE) == 2 * (5 + 2)
     assert (info.num_grad_evals == 2 * (5 + 2)).all()
 
 
-@pytest.mark.optimised
-def test_shifts_reach_modes_that_are_too_many_to_be_known():
+@pytest.fixture(scope="module")
+def crowded():
     """2^8 combinations of two wells, of which 16 are kept."""
-    grid = np.linspace(-4.0, 4.0, 4001)
-    well = -(grid**4) + 6 * grid**2 + 0.2 * grid
-    density = np.exp(well - well.max())
-    right = density[grid > 0].sum() / density.sum()
 
     def wells(x):
         return jnp.sum(-(x**4) + 6 * x**2 + 0.2 * x)
 
-    kernel = nf.kernel("multiscale", Target(wells, position=jnp.zeros(8)), num_modes=16)
-    settings = {"num_warmup": 500, "num_samples": 8000, "num_chains": 4}
-    with pytest.warns(UserWarning, match="num_modes=64"):
-        tree = nf.sample(kernel, progress_bar=False, **settings)
-    inside = (np.asarray(tree["posterior"]["x"]) > 0).astype(float)
-    size = effective_sample_size(inside)
+    target = Target(wells, position=jnp.zeros(8))
+    options = {"num_starts": 256, "num_modes": 16}
+    return sample(target, spec=SPEC, num_warmup=300, num_samples=8000, **options)
+
+
+def test_shifts_reach_modes_that_are_too_many_to_be_known(crowded):
+    grid = np.linspace(-4.0, 4.0, 4001)
+    well = -(grid**4) + 6 * grid**2 + 0.2 * grid
+    density = np.exp(well - well.max())
+    right = density[grid > 0].sum() / density.sum()
+    states, _, _ = crowded
+    inside = (np.asarray(states.position) > 0).astype(float)
+    size = effective_sample_size(inside[None])
     assert size.min() > 200
     error = np.sqrt(right * (1 - right) / size)
-    assert (abs(inside.mean((0, 1)) - right) < 4 * error).all()
+    assert (abs(inside.mean(0) - right) < 4 * error).all()
+    assert len(np.unique(inside, axis=0)) > 200
 
 
-def test_mode_that_the_pilot_missed_is_met_by_the_wide_component():
-    """The prior, and so the pilot, keeps to the left of two modes."""
+@pytest.fixture(scope="module")
+def missed():
+    """The prior, and so the pilot, keeps to the left of two modes; one has room."""
 
     def density(x):
         narrow = -0.5 * jnp.sum((x / 0.5) ** 2, axis=-1)
@@ -116,23 +122,29 @@ def test_mode_that_the_pilot_missed_is_met_by_the_wide_component():
 
     left = Prior(lambda key: 0.3 * jax.random.normal(key, (1,)), None)
     target = Target(density, position=-0.1 * jnp.ones(1), prior=left)
-    _, info, _ = sample(target, spec=SPEC, num_warmup=0, num_samples=2000, num_modes=2)
+    return sample(target, spec=SPEC, num_warmup=0, num_samples=2000, num_modes=1)
+
+
+def test_mode_that_the_pilot_missed_is_met_by_the_wide_component(missed):
+    states, info, _ = missed
+    assert states.position.max() > 2.0
     assert pareto_k(np.asarray(info.proposal_log_importance)[None]) > 0.7
 
 
-def test_pilot_with_no_room_for_all_modes_tells_the_user():
+def test_pilot_with_no_room_for_all_modes_concerns_the_user(run, crowded, missed):
+    assert not SPEC.concerns(run[2])
+    for found, wanted in ((crowded, 64), (missed, 4)):
+        (concern,) = SPEC.concerns(found[2])
+        assert f"num_modes={wanted}" in concern
+
+
+@pytest.mark.slow
+def test_host_warns_of_a_pilot_with_no_room():
     with pytest.warns(UserWarning, match="num_modes=8"):
-        run_pilot(THREE, num_modes=2)
+        nf.kernel("multiscale", THREE, num_modes=2).init(jax.random.key(0), 10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run_pilot(THREE, num_modes=16)
-
-
-def test_room_for_a_single_mode():
-    _, info, _ = sample(
-        THREE, spec=SPEC, num_warmup=20, num_samples=20, num_starts=16, num_modes=1
-    )
-    assert (info.num_grad_evals == 2 * (5 + 2)).all()
+        nf.kernel("multiscale", THREE, num_modes=16).init(jax.random.key(0), 10)
 
 
 @pytest.mark.slow
@@ -141,10 +153,6 @@ def test_modes_that_the_pilot_found_are_in_the_report():
     settings = {"num_warmup": 2, "num_samples": 8, "num_chains": 1}
     tree = nf.sample(kernel, progress_bar=False, **settings)
     assert json.loads(tree.sample_stats.attrs["tuned"])["num_modes"] == [3]
-
-
-def run_pilot(target, **options):
-    nf.kernel("multiscale", target, **options).init(jax.random.key(0), 10)
 
 
 @pytest.mark.slow
@@ -200,9 +208,8 @@ def test_ranks_of_the_truth_are_uniform_where_the_posterior_has_two_modes():
 
         target = Target(density, position=jnp.array([0.1, 0.0]))
         kernel = SPEC.build_kernel()
-        warmup = SPEC.warmup(
-            num_starts=16, num_first_steps=10, num_descent_steps=20, num_modes=4
-        )
+        options = Options(num_starts=16, num_descent_steps=20, num_modes=4)
+        warmup = SPEC.warmup(options)
         pilot_key, warmup_key, draw_key = jax.random.split(chain_key, 3)
         adapt = warmup.init(pilot_key, target.position, target, 100)
         state = SPEC.init(adapt.position, target)

@@ -54,14 +54,13 @@ def test_exact_draws_stay_exact(move):
 
     def one(key, u):
         value, grad, _ = EVALUATE(u, 0)
-        point, rates = chain_point(u, value, grad, MIXTURE), []
-        for i in range(4):
-            point, rate = move(jax.random.fold_in(key, i), point)
-            rates.append(rate)
+        start = chain_point(u, value, grad, MIXTURE)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(4))
+        point, rates = jax.lax.scan(lambda at, key: move(key, at), start, keys)
         # the mixture is that at the point, whichever moves were accepted
         fresh = evaluate_mixture(MIXTURE, point.u).log_density
         apart = point.mixture.log_density - fresh
-        return point.u, jnp.stack(rates).mean(), apart
+        return point.u, rates.mean(), apart
 
     keys = jax.random.split(jax.random.key(1), len(starts))
     u, rate, apart = jax.jit(jax.vmap(one))(keys, jnp.asarray(starts, jnp.float32))

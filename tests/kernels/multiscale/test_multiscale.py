@@ -122,7 +122,8 @@ def missed():
 
     left = Prior(lambda key: 0.3 * jax.random.normal(key, (1,)), None)
     target = Target(density, position=-0.1 * jnp.ones(1), prior=left)
-    return sample(target, spec=SPEC, num_warmup=0, num_samples=2000, num_modes=1)
+    options = {"num_starts": 64, "num_modes": 1}
+    return sample(target, spec=SPEC, num_warmup=0, num_samples=2000, **options)
 
 
 def test_mode_that_the_pilot_missed_is_met_by_the_wide_component(missed):

@@ -122,4 +122,9 @@ def metropolis_log_ratio(old, new, move, step_size, factor) -> jax.Array:
 
 def steps_to_forget(step_size) -> jax.Array:
     """Return the steps after which a chain of unit sd has forgotten 63 % of itself."""
-    return jnp.clip(jnp.ceil(2 / step_size), 1, MAX_STEPS).astype(int)
+    return steps_lasting(2, step_size, MAX_STEPS)
+
+
+def steps_lasting(duration, step_size, max_steps: int) -> jax.Array:
+    """Return how many steps last `duration`, between one and `max_steps`."""
+    return jnp.clip(jnp.ceil(duration / step_size), 1, max_steps).astype(int)

@@ -54,6 +54,11 @@ def solve_root(factor: jax.Array, x: jax.Array) -> jax.Array:
     return x / factor
 
 
+def standard_deviations(factor: jax.Array) -> jax.Array:
+    """The roots of the diagonal of R R', of the shape of R where R is diagonal."""
+    return jnp.sqrt(jnp.sum(factor**2, axis=1)) if jnp.ndim(factor) == 2 else factor
+
+
 def transpose(matrix: jax.Array) -> jax.Array:
     return matrix.T if jnp.ndim(matrix) == 2 else matrix
 

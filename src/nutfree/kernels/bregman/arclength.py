@@ -19,7 +19,8 @@ import numpy as np
 from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import ExpTransform
 
-from nutfree.kernels.bregman.mirror import Barrier, mirror_for
+from nutfree.kernels.bregman.barriers import Barrier
+from nutfree.kernels.bregman.geometry import mirror_for
 from nutfree.target import Position, Split
 
 #: Below, log(softplus(s)) is its series, because exp(s) loses digits.

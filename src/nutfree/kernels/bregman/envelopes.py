@@ -13,7 +13,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from nutfree.kernels.bregman.mirror import Euclidean, HyperbolicEntropy, mirror_for
+from nutfree.kernels.bregman.entropies import HyperbolicEntropy
+from nutfree.kernels.bregman.geometry import mirror_for
+from nutfree.kernels.bregman.mirror import Euclidean
 from nutfree.target import NonSmooth, Position, Split
 
 

@@ -11,16 +11,16 @@ A transition draws v from N(0, I) and makes L steps of
     s <- s + (eps/2) R v
     v <- exp(-eta eps) v + sqrt(1 - exp(-2 eta eps)) xi  (not after the last)
 
-and accepts the end with probability min(1, exp(-Delta)), Delta the change of the true
-U, kink and all, plus what the kicks have changed |v|^2 / 2 by. Any force leaves the
-posterior invariant, so neither the step nor lambda biases it: exact. L gradients and
-one density per transition, about 2.5 / eps.
+and accepts the end with probability min(1, exp(-Delta)). Delta is the change of U
+itself, kinks included, plus the change that the kicks have made to |v|^2 / 2. Any force
+leaves the posterior invariant, so the kernel is exact: neither the step nor lambda
+biases it. A transition takes L gradients and one density, and L is about 2.5 / eps.
 
-MARBMUMLA moves in the arc length of the mirror map (`arclength`), MAMYULA on
-the sampling space. Where they differ from the papers: the step is leapfrog with the
-kick in the middle, so that no force is kept between transitions; R R' is an adapted
-covariance, and lambda in units of its diagonal; and a tenth of the transitions, drawn
-at random, have steps of eps / 4.
+MARBMUMLA moves in the arc length of the mirror map (`arclength`), MAMYULA on the
+sampling space. Three things differ from the papers. The kick is in the middle of the
+step, so that no force is kept between transitions. R R' is an adapted covariance, and
+lambda is in units of its diagonal. A tenth of the transitions, drawn at random, have
+steps of eps / 4.
 """
 
 from collections.abc import Callable
@@ -35,32 +35,55 @@ from jax.flatten_util import ravel_pytree
 
 from nutfree.facts import non_smooth
 from nutfree.kernels.bregman import arclength
+from nutfree.kernels.bregman.adjusted_warmup import adjusted_warmup
 from nutfree.kernels.bregman.envelopes import smoothed_log_density
-from nutfree.kernels.bregman.trajectory_warmup import trajectory_warmup
 from nutfree.numerics.evaluation import (
     counted_value,
     counted_value_and_grad,
     is_finite,
     select,
 )
-from nutfree.numerics.preconditioning import matvec, transpose
+from nutfree.numerics.langevin import steps_lasting
+from nutfree.numerics.preconditioning import matvec, standard_deviations, transpose
 from nutfree.registry import KernelSpec, option
 from nutfree.target import Position, Target
 from nutfree.warmup import Warmup
 
-#: lambda over eps^2 / 2, the step of the overdamped sampler.
+#: lambda over eps^2 / 2, which is the step of the overdamped sampler.
 SMOOTHING = 1.0
-#: Of the velocity, per unit of time in which a coordinate of unit variance turns.
+#: Friction eta of the velocity, in the unit of time in which eps is a length.
 FRICTION = 0.5
-#: Length of a trajectory in the same time.
+#: Length of a trajectory in that unit: pi would carry a Gaussian to its mirror image.
 DURATION = 2.5
-#: The most steps that a transition makes by itself.
+#: Most steps of one trajectory whose number the kernel chooses by itself.
 MAX_STEPS = 128
-#: This share of the transitions has steps shorter by this factor, by which chains leave
-#: places where the usual step is never accepted.
-SHORT_SHARE, SHORT = 0.1, 0.25
-#: Energy errors above this are divergences, as in Stan.
+#: Share of the transitions with short steps, by which a chain leaves places where the
+#: usual step is never accepted.
+SHORT_SHARE = 0.1
+#: Length of a short step, relative to the usual one.
+SHORT_STEP = 0.25
+#: Energy error above which a transition is divergent, as in Stan.
 DIVERGENT = 1000.0
+
+
+@dataclass(frozen=True)
+class Options:
+    step_size: float | None = option(
+        None, "step eps, in units of the preconditioned coordinates", gt=0, tuned=True
+    )
+    num_steps: int | None = option(
+        None,
+        "steps L of a trajectory; None is 2.5 / eps, at most 128",
+        ge=1,
+        tuned=True,
+    )
+    smoothing: float | None = option(
+        None, "envelope parameter lambda, as a multiple of eps^2 / 2", gt=0, tuned=True
+    )
+    friction: float | None = option(
+        None, "eta, by which a trajectory forgets its velocity", ge=0, tuned=True
+    )
+    num_pilot: int = option(400, "transitions before the first, to find scales", ge=40)
 
 
 class TrajectoryState(NamedTuple):
@@ -89,17 +112,25 @@ class TrajectoryInfo(NamedTuple):
     force: jax.Array
 
 
-def init(position, logdensity_fn: Target, rng_key=None) -> TrajectoryState:
-    del rng_key
+class Trajectory(NamedTuple):
+    """A trajectory so far: its end, and the change of |v|^2 / 2 by its kicks."""
+
+    end: jax.Array
+    velocity: jax.Array
+    kinetic: jax.Array
+    visited: jax.Array
+    force: jax.Array
+    num_grad_evals: jax.Array
+
+
+def init(
+    position, logdensity_fn: Target, rng_key=None, options=Options()
+) -> TrajectoryState:
+    del rng_key, options
     return TrajectoryState(position, logdensity_fn(position))
 
 
-def steps_for(step_size) -> jax.Array:
-    """Steps of a trajectory of the usual duration."""
-    return jnp.clip(jnp.ceil(DURATION / step_size), 1, MAX_STEPS).astype(int)
-
-
-def build_kernel(*, mirrored: bool = True) -> Callable:
+def build_kernel(options=Options(), *, mirrored: bool = True) -> Callable:
     """Return `kernel(rng_key, state, target, step_size, ...)`.
 
     `step_size` is eps; `num_steps` is L, or 0 for that which `step_size` asks for;
@@ -110,6 +141,7 @@ def build_kernel(*, mirrored: bool = True) -> Callable:
     Args:
         mirrored: whether a half-line is moved along by its arc length, or by its log.
     """
+    del options
 
     def kernel(
         rng_key,
@@ -125,14 +157,12 @@ def build_kernel(*, mirrored: bool = True) -> Callable:
         noise_key, accept_key, short_key = jax.random.split(rng_key, 3)
         z, unravel = ravel_pytree(state.position)
         mask = half_lines(state.position, logdensity_fn, mirrored)
-        eps = jnp.asarray(step_size, z.dtype)
-        asked = jnp.asarray(num_steps, int)
-        length = jnp.where(asked > 0, asked, steps_for(eps))
-        short = jax.random.uniform(short_key) < SHORT_SHARE
-        eps = jnp.where(short, SHORT * eps, eps)
         root = jnp.asarray(factor, z.dtype)
-        squares = root**2 if root.ndim < 2 else jnp.sum(root**2, axis=1)
-        scales = jnp.broadcast_to(jnp.sqrt(squares), z.shape)
+        eps = jnp.asarray(step_size, z.dtype)
+        length = _length(eps, num_steps)
+        short = jax.random.uniform(short_key) < SHORT_SHARE
+        eps = jnp.where(short, SHORT_STEP * eps, eps)
+        scales = jnp.broadcast_to(standard_deviations(root), z.shape)
         smooth = smoothed_log_density(
             logdensity_fn.split, smoothing * eps**2 / 2, unravel(scales)
         )
@@ -141,36 +171,13 @@ def build_kernel(*, mirrored: bool = True) -> Callable:
             z, log_slope = arclength.leave(s, mask, unit)
             return smooth(unravel(z))[0] + log_slope
 
-        evaluate = counted_value_and_grad(potential)
-        keep = jnp.exp(-friction * eps)
-        stir = jnp.sqrt(-jnp.expm1(-2 * friction * eps))
-
-        def step(i, carry):
-            s, v, energy, _, _, count = carry
-            noise = jax.random.normal(
-                jax.random.fold_in(noise_key, i), z.shape, z.dtype
-            )
-            # the first finds no velocity yet
-            v = jnp.where(i == 0, noise, keep * v + stir * noise)
-            middle = s + 0.5 * eps * matvec(root, v)
-            _, force, count = evaluate(middle, count)
-            kicked = v + eps * matvec(transpose(root), force)
-            # as a product, which keeps its digits where the squares would not
-            energy = energy + 0.5 * jnp.sum((kicked - v) * (kicked + v))
-            s = middle + 0.5 * eps * matvec(root, kicked)
-            return s, kicked, energy, middle, force, count
-
         s = arclength.enter(z, mask, unit)
-        none = jnp.zeros((), z.dtype)
-        start = (s, jnp.zeros_like(s), none, s, jnp.zeros_like(s), jnp.asarray(0))
-        s_new, _, kinetic, visited, force, count = jax.lax.fori_loop(
-            0, length, step, start
-        )
-        z_new, log_slope_new = arclength.leave(s_new, mask, unit)
+        path = _trajectory(noise_key, s, potential, root, eps, friction, length)
+        z_new, log_slope_new = arclength.leave(path.end, mask, unit)
         position = unravel(z_new)
         value, density_count = counted_value(logdensity_fn)(position, jnp.asarray(0))
         rise = value + log_slope_new - state.logdensity
-        error = kinetic - (rise - arclength.leave(s, mask, unit)[1])
+        error = path.kinetic - (rise - arclength.leave(s, mask, unit)[1])
         finite = is_finite(z_new, value, error)
         acceptance_rate = jnp.where(finite, jnp.exp(jnp.minimum(-error, 0.0)), 0.0)
         accepted = jax.random.uniform(accept_key) < acceptance_rate
@@ -178,50 +185,71 @@ def build_kernel(*, mirrored: bool = True) -> Callable:
             acceptance_rate,
             accepted,
             ~(error <= DIVERGENT) & ~jnp.isneginf(value),
-            count,
+            path.num_grad_evals,
             density_count,
             length,
-            visited,
-            force,
+            path.visited,
+            path.force,
         )
         return select(accepted, TrajectoryState(position, value), state), info
 
     return kernel
 
 
+def _length(step_size, num_steps) -> jax.Array:
+    """`num_steps`, or where it is 0 as many steps as last `DURATION`."""
+    asked = jnp.asarray(num_steps, int)
+    return jnp.where(asked > 0, asked, steps_lasting(DURATION, step_size, MAX_STEPS))
+
+
+def _trajectory(rng_key, start, potential, root, eps, friction, length) -> Trajectory:
+    """Make `length` steps from `start`, `(d,)`, along the gradient of `potential`."""
+    evaluate = counted_value_and_grad(potential)
+    keep = jnp.exp(-friction * eps)
+    stir = jnp.sqrt(-jnp.expm1(-2 * friction * eps))
+
+    def step(i, path: Trajectory) -> Trajectory:
+        key = jax.random.fold_in(rng_key, i)
+        noise = jax.random.normal(key, start.shape, start.dtype)
+        # the first step finds no velocity yet
+        v = jnp.where(i == 0, noise, keep * path.velocity + stir * noise)
+        middle = path.end + 0.5 * eps * matvec(root, v)
+        _, force, count = evaluate(middle, path.num_grad_evals)
+        kicked = v + eps * matvec(transpose(root), force)
+        # as a product, which keeps its digits where the squares would not
+        kinetic = path.kinetic + 0.5 * jnp.sum((kicked - v) * (kicked + v))
+        end = middle + 0.5 * eps * matvec(root, kicked)
+        return Trajectory(end, kicked, kinetic, middle, force, count)
+
+    zeros, none = jnp.zeros_like(start), jnp.zeros((), start.dtype)
+    begun = Trajectory(start, zeros, none, start, zeros, jnp.asarray(0))
+    return jax.lax.fori_loop(0, length, step, begun)
+
+
 def half_lines(position: Position, target: Target, mirrored: bool) -> np.ndarray:
+    """Which coordinates of the flat position are moved along by their arc length."""
     assert target.split is not None  # hosts have called `require`
     return arclength.on_half_line(position, target.split) & mirrored
 
 
-def warmup(*, mirrored: bool = True, num_pilot: int = 400) -> Warmup:
-    return trajectory_warmup(
+def warmup(options=Options(), *, mirrored: bool = True) -> Warmup:
+    return adjusted_warmup(
         init,
         build_kernel(mirrored=mirrored),
         partial(half_lines, mirrored=mirrored),
-        {"num_steps": 0, "smoothing": SMOOTHING, "friction": FRICTION},
-        num_pilot,
+        {
+            "num_steps": options.num_steps or 0,
+            "smoothing": options.smoothing or SMOOTHING,
+            "friction": FRICTION if options.friction is None else options.friction,
+        },
+        options.num_pilot,
     )
 
 
-@dataclass(frozen=True)
-class Options:
-    step_size: float | None = option(
-        None, "step eps, in units of the preconditioned coordinates", gt=0, tuned=True
-    )
-    num_steps: int | None = option(
-        None,
-        "steps L of a trajectory; None is 2.5 / eps, at most 128",
-        ge=1,
-        tuned=True,
-    )
-    smoothing: float | None = option(
-        None, "envelope parameter lambda, as a multiple of eps^2 / 2", gt=0, tuned=True
-    )
-    friction: float | None = option(
-        None, "eta, by which a trajectory forgets its velocity", ge=0, tuned=True
-    )
-    num_pilot: int = option(400, "transitions before the first, to find scales", ge=40)
+def gradients(options, params, target) -> jax.Array:
+    """The steps of a transition."""
+    del options, target
+    return _length(params["step_size"], params["num_steps"])
 
 
 SPEC = KernelSpec(
@@ -236,6 +264,7 @@ SPEC = KernelSpec(
     needs=("split",),
     suits=non_smooth,
     guarantee="exact",
+    gradients=gradients,
     recommended=True,
 )
 MAMYULA = replace(

@@ -3,13 +3,14 @@
 Reference: Durmus, Moulines and Pereyra, SIAM J. Imaging Sciences 11(1), 2018,
 arXiv 1612.07471. With U = f + g, g convex and non-smooth,
 
-    x' = x - gamma C (grad f(x) + grad g_lambda(x)) + sqrt(2 gamma C) xi,
+    x' = x - gamma C (grad f(x) + grad g_lambda(x)) + sqrt(2 gamma C) xi.
 
-where g_lambda is g's Moreau envelope in the metric of the diagonal of C, an adapted
-covariance, the paper's having C = I, and lambda = smoothing * gamma. It moves on the
+The envelope g_lambda is Moreau's in the metric of the diagonal of C, an adapted
+covariance (in the paper C = I), and lambda = smoothing * gamma. The kernel moves on the
 sampling space: f has the Jacobian of every constrained site, and only real-supported
-sites have their g smoothed. Bias O(gamma) + O(lambda). A transition is so many steps,
-of one gradient each, that successive draws are nearly independent.
+sites have their g smoothed. The bias is O(gamma) + O(lambda), and O(gamma) +
+O(lambda^2) for a piecewise linear g. A transition takes as many steps, of one gradient
+each, as make successive draws nearly independent.
 """
 
 from collections.abc import Callable
@@ -21,10 +22,14 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from nutfree.facts import non_smooth
-from nutfree.kernels.bregman import marbmumla
 from nutfree.kernels.bregman.envelopes import counted_envelope, smoothed_log_density
-from nutfree.kernels.bregman.overdamped import OverdampedInfo, steps_for, transition
-from nutfree.kernels.bregman.overdamped_warmup import overdamped_warmup
+from nutfree.kernels.bregman.unadjusted import (
+    UnadjustedInfo,
+    gradients,
+    transition,
+    transition_length,
+)
+from nutfree.kernels.bregman.unadjusted_warmup import unadjusted_warmup
 from nutfree.numerics.langevin import langevin_step, metropolis_log_ratio
 from nutfree.numerics.preconditioning import root
 from nutfree.registry import KernelSpec, option
@@ -33,6 +38,20 @@ from nutfree.warmup import Warmup
 
 #: lambda over gamma; the paper asks gamma <= 1 / (L + 1 / lambda), so more than one.
 SMOOTHING = 2.0
+
+
+@dataclass(frozen=True)
+class Options:
+    step_size: float | None = option(
+        None, "step gamma, in units of the preconditioned coordinates", gt=0, tuned=True
+    )
+    num_steps: int | None = option(
+        None, "steps per transition; None is 2 / gamma or more", ge=1, tuned=True
+    )
+    smoothing: float | None = option(
+        None, "envelope parameter lambda, as a multiple of gamma", gt=0, tuned=True
+    )
+    num_pilot: int = option(400, "transitions before the first, to find scales", ge=40)
 
 
 class MYULAState(NamedTuple):
@@ -48,20 +67,23 @@ class MYULAState(NamedTuple):
     smoothed_grad: Position
 
 
-def init(position, logdensity_fn: Target, rng_key=None) -> MYULAState:
-    del rng_key
+def init(
+    position, logdensity_fn: Target, rng_key=None, options=Options()
+) -> MYULAState:
+    del rng_key, options
     value, grad = jax.value_and_grad(logdensity_fn)(position)
     return MYULAState(position, value, value, grad)
 
 
-def build_kernel() -> Callable:
+def build_kernel(options=Options()) -> Callable:
     """Return `kernel(rng_key, state, target, step_size, num_steps, ...)`.
 
     `step_size` is gamma; `num_steps` is the number of steps, or 0 for as many as
-    `relaxation` asks for (`overdamped`); `smoothing` is lambda / gamma; and
+    `relaxation` asks for (`transition_length`); `smoothing` is lambda / gamma; and
     `inverse_mass_matrix` is C, of shape `(d, d)`, `(d,)` or a scalar. Where `adjusted`
     is true, as in warm-up, a step is accepted as in MALA on the smoothed target.
     """
+    del options
 
     def kernel(
         rng_key,
@@ -73,7 +95,7 @@ def build_kernel() -> Callable:
         inverse_mass_matrix=1.0,
         relaxation=1.0,
         adjusted=False,
-    ) -> tuple[MYULAState, OverdampedInfo]:
+    ) -> tuple[MYULAState, UnadjustedInfo]:
         z, unravel = ravel_pytree(state.position)
         metric = jnp.asarray(inverse_mass_matrix, z.dtype)
         variances = jnp.diag(metric) if metric.ndim == 2 else metric
@@ -92,7 +114,7 @@ def build_kernel() -> Callable:
             log_ratio = metropolis_log_ratio(old, new, move, h, factor)
             return MYULAState(position, logdensity, value, gradient), log_ratio, count
 
-        length = steps_for(step_size, num_steps, relaxation)
+        length = transition_length(step_size, num_steps, relaxation)
         return transition(rng_key, state, length, adjusted, propose)
 
     return kernel
@@ -102,14 +124,14 @@ def _flat(tree) -> jax.Array:
     return ravel_pytree(tree)[0]
 
 
-def warmup(num_pilot: int = 400) -> Warmup:
-    def look(position, target):
+def warmup(options=Options()) -> Warmup:
+    def observe(position, target):
         del target
         return _flat(position), jnp.zeros(1)
 
-    def metric(found, moments, spread):
-        del spread
-        factor, covariance = found["factor"], moments.invertible_covariance()
+    def metric(found, observed):
+        factor = found["factor"]
+        covariance = observed.coordinates.invertible_covariance()
         if factor.ndim == 1:
             relaxation = jnp.max(jnp.diag(covariance) / factor**2)
             return {"inverse_mass_matrix": factor**2, "relaxation": relaxation}
@@ -117,30 +139,15 @@ def warmup(num_pilot: int = 400) -> Warmup:
         relaxation = jnp.max(jnp.linalg.eigvalsh(white))
         return {"inverse_mass_matrix": factor @ factor.T, "relaxation": relaxation}
 
-    return overdamped_warmup(
+    return unadjusted_warmup(
         init,
         build_kernel(),
-        marbmumla.init,
-        marbmumla.build_kernel(mirrored=False),
-        marbmumla.warmup(mirrored=False, num_pilot=num_pilot),
-        look,
+        observe,
         metric,
-        SMOOTHING,
+        options.smoothing or SMOOTHING,
+        options.num_pilot,
+        mirrored=False,
     )
-
-
-@dataclass(frozen=True)
-class Options:
-    step_size: float | None = option(
-        None, "step gamma, in units of the preconditioned coordinates", gt=0, tuned=True
-    )
-    num_steps: int | None = option(
-        None, "steps per transition; None is 2 / gamma or more", ge=1, tuned=True
-    )
-    smoothing: float | None = option(
-        None, "envelope parameter lambda, as a multiple of gamma", gt=0, tuned=True
-    )
-    num_pilot: int = option(400, "transitions before the first, to find scales", ge=40)
 
 
 SPEC = KernelSpec(
@@ -159,4 +166,7 @@ SPEC = KernelSpec(
     "smaller step_size reduces both; the kernel Stein discrepancy shows it. Where the "
     "gradient on the sampling space grows faster than linearly, as of small shares "
     "of a simplex, the chain can run away, which divergences show",
+    # the envelope of a Laplace term errs by lambda^2 / 3 of its mass at the kink
+    bias_order={"step_size": 1, "smoothing": 2},
+    gradients=gradients,
 )

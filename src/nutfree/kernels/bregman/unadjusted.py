@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from nutfree.numerics.evaluation import is_finite, select
+from nutfree.numerics.langevin import steps_lasting
 
-#: The most steps that a transition makes by itself.
+#: Most steps of one transition whose number the kernel chooses by itself.
 MAX_STEPS = 500
-#: The most while warm-up tunes, whose draws may be correlated.
+#: The same while warm-up tunes, whose draws may be correlated.
 MAX_TUNING_STEPS = 10
 
 
-class OverdampedInfo(NamedTuple):
+class UnadjustedInfo(NamedTuple):
     """The mean acceptance rate that the steps would have had, and costs.
 
     The distance of the rate from one measures the error of the step. A step to where
@@ -27,8 +28,8 @@ class OverdampedInfo(NamedTuple):
     num_steps: jax.Array
 
 
-def steps_for(step_size, num_steps, relaxation) -> jax.Array:
-    """`num_steps`, or where it is 0, what forgets 86 % of the slowest direction.
+def transition_length(step_size, num_steps, relaxation) -> jax.Array:
+    """`num_steps`, or where it is 0 as many as forget 86 % of the slowest direction.
 
     Args:
         step_size: gamma.
@@ -36,15 +37,23 @@ def steps_for(step_size, num_steps, relaxation) -> jax.Array:
         relaxation: the largest variance in the coordinates that the noise is standard
             in, which is the time to forget 63 %.
     """
-    enough = jnp.clip(jnp.ceil(2 * relaxation / step_size), 1, MAX_STEPS).astype(int)
+    enough = steps_lasting(2 * relaxation, step_size, MAX_STEPS)
     num_steps = jnp.asarray(num_steps, int)
     return jnp.where(num_steps > 0, num_steps, enough)
 
 
+def gradients(options, params, target) -> jax.Array:
+    """The steps of a transition."""
+    del options, target
+    return transition_length(
+        params["step_size"], params["num_steps"], params["relaxation"]
+    )
+
+
 def transition(
     rng_key, state: Any, length, adjusted, propose: Callable
-) -> tuple[Any, OverdampedInfo]:
-    """`length` steps from `state`.
+) -> tuple[Any, UnadjustedInfo]:
+    """Make `length` steps from `state`.
 
     Args:
         length: number of steps, a traced integer.
@@ -68,11 +77,11 @@ def transition(
     dtype = jnp.result_type(float)
     start = (state, jnp.zeros((), dtype), jnp.asarray(False), jnp.asarray(0))
     state, rates, divergent, count = jax.lax.fori_loop(
-        0, length, lambda i, c: _like(c, step(i, c)), start
+        0, length, lambda i, carry: _typed_like(carry, step(i, carry)), start
     )
-    return state, OverdampedInfo(rates / length, divergent, count, length)
+    return state, UnadjustedInfo(rates / length, divergent, count, length)
 
 
-def _like(old, new):
+def _typed_like(old, new):
     """`new` with the array types of `old`, so that it can be a loop's carry."""
     return jax.tree.map(lambda o, n: jnp.asarray(n, jnp.asarray(o).dtype), old, new)

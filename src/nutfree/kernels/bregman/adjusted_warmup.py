@@ -1,0 +1,213 @@
+"""Warm-up of the adjusted Bregman kernels: units, a preconditioner, a step.
+
+The pilot first climbs from a start that is far out. In the first half of its
+transitions half-lines are moved along by their logs, and the standard deviations of the
+distances to the boundaries become their units. From then on the coordinates stay, and
+windows as Stan's give a preconditioner (`fisher`) and a step that meets the acceptance
+rate, in the second half of the pilot and again in the host's warm-up.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from blackjax.adaptation.staged_adaptation import build_schedule
+from blackjax.adaptation.step_size import dual_averaging_adaptation
+from jax.flatten_util import ravel_pytree
+
+from nutfree.numerics.descent import descend
+from nutfree.numerics.evaluation import counted_value_and_grad, select
+from nutfree.numerics.moments import Moments, no_moments
+from nutfree.numerics.preconditioning import standard_deviations
+from nutfree.warmup import fisher
+from nutfree.warmup.base import AdaptationState, Warmup
+
+#: Acceptance rate of a trajectory. An independent draw is cheapest at 0.65 for leapfrog
+#: trajectories; above it chains do not stick in tails.
+ACCEPTANCE = 0.8
+#: Longest step, in the preconditioned coordinates: twice this is where leapfrog becomes
+#: unstable on a Gaussian of unit variance.
+MAX_STEP = 2.0
+#: Gradients between two checks of what the climb from a far start has gained.
+CHUNK = 8
+#: Most such checks.
+MAX_CHUNKS = 16
+#: Unit of a half-line that makes its coordinate the log of the distance.
+FAR = 1e6
+
+
+class AdjustedWarmupState(NamedTuple):
+    """The step, dual averaging, the window's sums, and the schedule of windows."""
+
+    step: jax.Array
+    averaging: Any
+    sums: fisher.Sums
+    schedule: jax.Array  # (num_steps, 2): slow window?, last of its window?
+
+
+class Pilot(NamedTuple):
+    """The chain of the pilot, its counts, and the distances to the boundaries."""
+
+    state: Any
+    adapt: AdaptationState
+    num_grad_evals: jax.Array
+    num_density_evals: jax.Array
+    distances: Moments
+
+
+def adjusted_warmup(
+    init_state: Callable,
+    kernel: Callable,
+    half_lines: Callable,
+    constants: dict[str, Any],
+    num_pilot: int,
+) -> Warmup:
+    """Tune `step_size`, `factor` and `unit`.
+
+    Args:
+        init_state: `(position, target) -> state`.
+        kernel: of `kernels.bregman.marbmumla`; its info has `visited` and `force`.
+        half_lines: `(position, target) -> (d,) bools`, which coordinates have a unit.
+        constants: other parameters of the kernel.
+        num_pilot: transitions of the pilot.
+    """
+    da_init, da_update, da_final = dual_averaging_adaptation(ACCEPTANCE)
+    num_first = num_pilot // 2
+
+    def start(position, params, num_steps) -> AdaptationState:
+        schedule = jnp.asarray(build_schedule(max(num_steps, 1)), jnp.int32)
+        averaging = jax.tree.map(jnp.asarray, da_init(params["step_size"]))
+        sums = fisher.no_sums(params["unit"].size, params["unit"].dtype)
+        inner = AdjustedWarmupState(jnp.asarray(0), averaging, sums, schedule)
+        return AdaptationState(params, position, inner=inner)
+
+    def init(rng_key, position, target, num_steps) -> AdaptationState:
+        z, unravel = ravel_pytree(position)
+        mask = half_lines(position, target)
+        z, count = climb(counted_value_and_grad(lambda z: target(unravel(z))), z)
+        position = unravel(z)
+        adapt = start(position, first_params(z, mask), num_first)
+        state = init_state(position, target)
+        pilot = Pilot(state, adapt, count, jnp.asarray(0), no_moments(z))
+
+        def transition(pilot, key) -> tuple[Pilot, None]:
+            state, info = kernel(key, pilot.state, target, **pilot.adapt.params)
+            adapt = update(pilot.adapt, state, info)
+            distance = jnp.exp(jnp.where(mask, ravel_pytree(state.position)[0], 0.0))
+            settled = adapt.inner.step > num_first // 3
+            more = pilot.distances.plus(distance)
+            return Pilot(
+                state,
+                adapt,
+                pilot.num_grad_evals + info.num_grad_evals,
+                pilot.num_density_evals + info.num_density_evals,
+                select(settled, more, pilot.distances),
+            ), None
+
+        keys = jax.random.split(rng_key, num_pilot)
+        pilot, _ = jax.lax.scan(transition, pilot, keys[:num_first])
+        params = with_units(final(pilot.adapt), pilot.distances, mask)
+        again = start(pilot.state.position, params, num_pilot - num_first)
+        pilot = pilot._replace(adapt=again)
+        pilot, _ = jax.lax.scan(transition, pilot, keys[num_first:])
+        begun = start(pilot.state.position, final(pilot.adapt), num_steps)
+        # the state at the start took a density as well
+        return begun._replace(
+            num_grad_evals=pilot.num_grad_evals,
+            num_density_evals=pilot.num_density_evals + 1,
+        )
+
+    def first_params(z, mask) -> dict[str, Any]:
+        ones = jnp.ones_like(z)
+        typed = jax.tree.map(
+            lambda c: jnp.asarray(c, int if isinstance(c, int) else z.dtype), constants
+        )
+        return {
+            "step_size": jnp.asarray(0.2 * z.size**-0.25, z.dtype),
+            "factor": jnp.diag(ones) if z.size <= fisher.MAX_DENSE else ones,
+            "unit": jnp.where(mask, FAR, ones),
+            **typed,
+        }
+
+    def update(adapt, state, info) -> AdaptationState:
+        del state
+        step, averaging, sums, schedule = adapt.inner
+        slow, last = schedule[step] == 1
+        # a NaN acceptance rate (nowhere to go) counts as a rejection; digits that step
+        # and rate would amplify in each other until no two compilations agree are cut
+        rate = jnp.round(jnp.nan_to_num(info.acceptance_rate), 3)
+        averaging = da_update(averaging, rate)
+        more = fisher.add(sums, info.visited, info.force)
+        sums = select(slow & info.is_accepted, more, sums)
+
+        # a loop of one turn or none, because a condition that is batched runs always
+        def refreshed(_, old):
+            return jnp.where(sums.x.number > 2, fisher.factor(sums), old)
+
+        turns = jnp.where(last, 1, 0)
+        factor = jax.lax.fori_loop(0, turns, refreshed, adapt.params["factor"])
+        averaging = select(last, da_init(da_final(averaging)), averaging)
+        sums = select(last, jax.tree.map(jnp.zeros_like, sums), sums)
+        step_size = jnp.minimum(jnp.exp(averaging.log_step_size), MAX_STEP)
+        params = {**adapt.params, "step_size": step_size, "factor": factor}
+        inner = AdjustedWarmupState(step + 1, averaging, sums, schedule)
+        new = adapt._replace(params=params, inner=inner)
+        return jax.tree.map(
+            lambda o, n: jnp.asarray(n, jnp.asarray(o).dtype), adapt, new
+        )
+
+    def final(adapt) -> dict[str, Any]:
+        tuned = jnp.minimum(da_final(adapt.inner.averaging), MAX_STEP)
+        # without a single update the average is not defined
+        step_size = jnp.where(adapt.inner.step > 0, tuned, adapt.params["step_size"])
+        dtype = adapt.params["step_size"].dtype
+        return {**adapt.params, "step_size": step_size.astype(dtype)}
+
+    return Warmup(init, update, final)
+
+
+def with_units(params: dict[str, Any], distances: Moments, mask) -> dict[str, Any]:
+    """`params` with the standard deviation of each distance as its unit."""
+    sd = jnp.sqrt(distances.covariance())
+    known = mask & jnp.isfinite(sd) & (sd > 0)
+    # the arc length in units of a standard deviation has about unit variance
+    scales = standard_deviations(params["factor"])
+    scales = jnp.where(mask, jnp.minimum(scales, 1.0), scales)
+    dense = params["factor"].ndim == 2
+    return {
+        **params,
+        "unit": jnp.where(known, sd, 1.0),
+        "factor": jnp.diag(scales) if dense else scales,
+    }
+
+
+def climb(evaluate, z) -> tuple[jax.Array, jax.Array]:
+    """Go up from a start so far out that no step there tells of the posterior.
+
+    Quasi-Newton steps are made `CHUNK` at a time, at most `MAX_CHUNKS` times, as long
+    as they raise the log density by more than d. That is twice what the draws of a
+    Gaussian lie below its mode, so that the climb ends before a mode that is narrow and
+    holds no mass.
+
+    Args:
+        evaluate: `(z, count) -> (log density, gradient, count)`.
+        z: the start, shape `(d,)`.
+
+    Returns:
+        `(z, count)`.
+    """
+
+    def chunk(carry):
+        z, old, _, turn, count = carry
+        end, value, spent = descend(evaluate, z, CHUNK)
+        higher = value > old + z.size
+        z, value = jnp.where(higher, end, z), jnp.where(higher, value, old)
+        return z, value, higher, turn + 1, count + spent
+
+    value, _, count = evaluate(z, jnp.asarray(0))
+    start = (z, value, jnp.asarray(True), jnp.asarray(0), count)
+    z, _, _, _, count = jax.lax.while_loop(
+        lambda carry: carry[2] & (carry[3] < MAX_CHUNKS), chunk, start
+    )
+    return z, count

@@ -14,15 +14,6 @@ def soft_threshold(x, threshold):
     return jnp.sign(x) * jnp.maximum(jnp.abs(x) - threshold, 0.0)
 
 
-def project_simplex(x):
-    """The nearest point with positive entries that sum to one, on the last axis."""
-    descending = -jnp.sort(-x, axis=-1)
-    rank = jnp.arange(1, x.shape[-1] + 1)
-    level = (jnp.cumsum(descending, axis=-1) - 1) / rank
-    kept = jnp.sum(descending > level, axis=-1, keepdims=True)
-    return jnp.maximum(x - jnp.take_along_axis(level, kept - 1, axis=-1), 0.0)
-
-
 def _term(*fields: str):
     def register(cls):
         cls = dataclass(frozen=True)(cls)

@@ -12,53 +12,54 @@ from numpyro.distributions import constraints
 from nutfree.kernels.bregman import arclength, marbmumla
 from nutfree.numerics.proximal import LaplaceTerm
 from nutfree.warmup import fisher
-from tests.kernels.bregman.test_myula import gaussian, real_target
-from tests.kernels.bregman.test_rbmumla import constrained_target
+from tests.kernels.bregman.chains import (
+    assert_law,
+    constrained_target,
+    ends,
+    gaussian,
+    real_target,
+)
 
 NUM_CHAINS = 20_000
+KERNELS = {on: marbmumla.build_kernel(mirrored=on) for on in (True, False)}
 
 
-def advanced(target, start, *, mirrored=True, num_steps=30, **params):
-    """Positions after `num_steps` transitions of chains that start from `start`."""
-    kernel = marbmumla.build_kernel(mirrored=mirrored)
-
-    def chain(key, x):
-        def step(state, key):
-            state, info = kernel(key, state, target, **params)
-            return state, info.acceptance_rate
-
-        state = marbmumla.init({"x": x}, target)
-        state, rates = jax.lax.scan(step, state, jax.random.split(key, num_steps))
-        return state.position["x"], rates.mean()
-
-    keys = jax.random.split(jax.random.key(0), len(start))
-    x, rates = jax.jit(jax.vmap(chain))(keys, start)
-    return np.asarray(x), float(rates.mean())
+def advanced(target_of, start, *, mirrored=True, num_transitions, **params):
+    """Positions after so many transitions of chains that start from `start`."""
+    run = ends(marbmumla.init, KERNELS[mirrored], target_of, num_steps_each=None)
+    state, rates = run(start, num_transitions, **params)
+    return np.asarray(state.position["x"]), float(rates.mean())
 
 
-def assert_standard_errors(x, cdf):
-    """Twenty bins of equal mass; a chi-square test that fails once in 10,000."""
-    from scipy.stats import chisquare
+def laplace_target():
+    return real_target(lambda x: jnp.asarray(0.0), LaplaceTerm(0.0, 1.0))
 
-    counts = np.bincount((20 * cdf(x)).astype(int).clip(0, 19), minlength=20)
-    assert chisquare(counts).pvalue > 1e-4, counts
+
+def gamma_target():
+    return constrained_target(GAMMA, constraints.positive)
+
+
+GAMMA = dist.Gamma(jnp.array([0.5, 1.0, 20.0]), 1.0)
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 5.0])
 def test_laplace_stays_laplace_with_long_steps_and_any_smoothing(smoothing):
     """Exact draws stay exact: no bias from the step or from the envelope."""
-    target = real_target(lambda x: jnp.asarray(0.0), LaplaceTerm(0.0, 1.0))
     law = dist.Laplace(0.0, 1.0)
     start = law.sample(jax.random.key(1), (NUM_CHAINS, 1))
-    x, rate = advanced(target, start, step_size=1.0, smoothing=smoothing, num_steps=10)
+    x, rate = advanced(
+        laplace_target, start, step_size=1.0, smoothing=smoothing, num_transitions=10
+    )
     assert 0.2 < rate < 0.97
-    assert_standard_errors(x[:, 0], law.cdf)
+    assert_law(x[:, 0], law.cdf)
 
 
 def test_gaussian_is_reached_from_afar_at_half_the_stability_limit():
     """20,000 draws; 4.5 sd bounds fail once in 100,000."""
     start = jnp.full((NUM_CHAINS, 2), 4.0)
-    x, _ = advanced(real_target(gaussian), start, step_size=1.0, num_steps=30)
+    x, _ = advanced(
+        lambda: real_target(gaussian), start, step_size=1.0, num_transitions=30
+    )
     sd = np.array([1.0, 2.0])
     np.testing.assert_allclose((x.mean(0) - 1) / sd, 0, atol=4.5 / NUM_CHAINS**0.5)
     spread = 4.5 * (2 / NUM_CHAINS) ** 0.5
@@ -69,26 +70,31 @@ def test_gaussian_is_reached_from_afar_at_half_the_stability_limit():
 @pytest.mark.parametrize("unit", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_gamma_laws_stay_as_they_are(mirrored, unit):
     """Near the boundary and far from it, whatever the unit."""
-    law = dist.Gamma(jnp.array([0.5, 1.0, 20.0]), 1.0)
-    target = constrained_target(law, constraints.positive)
-    start = jnp.log(law.sample(jax.random.key(1), (NUM_CHAINS,)))
+    start = jnp.log(GAMMA.sample(jax.random.key(1), (NUM_CHAINS,)))
     # the standard deviations of the logs
-    factor = 1.0 if mirrored else jnp.array([2.2, 1.3, 0.23])
+    factor = jnp.ones(3) if mirrored else jnp.array([2.2, 1.3, 0.23])
     params = {"step_size": 0.6, "unit": unit, "factor": factor}
-    x, rate = advanced(target, start, mirrored=mirrored, num_steps=10, **params)
+    x, rate = advanced(
+        gamma_target, start, mirrored=mirrored, num_transitions=10, **params
+    )
     assert 0.2 < rate < 0.999
     for i, shape in enumerate((0.5, 1.0, 20.0)):
         cdf = partial(jax.scipy.special.gammainc, shape)
-        assert_standard_errors(np.exp(x[:, i]), lambda v, cdf=cdf: np.asarray(cdf(v)))
+        assert_law(np.exp(x[:, i]), lambda v, cdf=cdf: np.asarray(cdf(v)))
 
 
 def test_arc_length_coordinates_invert_and_have_their_jacobian():
     mask = np.array([True] * 6 + [False])
     z = jnp.array([-80.0, -20.0, -6.0, 0.0, 1.5, 6.0, 3.0])
-    s = arclength.enter(z, mask, 0.7)
-    back, log_slope = arclength.leave(s, mask, 0.7)
+
+    @jax.jit
+    def there_and_back(z):
+        s = arclength.enter(z, mask, 0.7)
+        jacobian = jax.jacfwd(lambda s: arclength.leave(s, mask, 0.7)[0])(s)
+        return *arclength.leave(s, mask, 0.7), jacobian
+
+    back, log_slope, jacobian = there_and_back(z)
     np.testing.assert_allclose(back, z, rtol=1e-5, atol=1e-5)
-    jacobian = jax.jacfwd(lambda s: arclength.leave(s, mask, 0.7)[0])(s)
     slope = jnp.sum(jnp.log(jnp.diag(jacobian)))
     np.testing.assert_allclose(log_slope, slope, rtol=1e-4)
 
@@ -130,11 +136,12 @@ def test_steps_and_densities_are_counted():
     state = marbmumla.init({"x": jnp.zeros(2)}, target)
     kernel = jax.jit(partial(marbmumla.build_kernel(), logdensity_fn=target))
     for options, expected in (
-        ({"step_size": 0.5}, 5),
+        ({"step_size": 0.5, "num_steps": 0}, 5),
         ({"step_size": 0.5, "num_steps": 3}, 3),
-        ({"step_size": 1e-6}, 128),
+        ({"step_size": 1e-6, "num_steps": 0}, 128),
     ):
         _, info = kernel(jax.random.key(0), state, **options)
+        assert marbmumla.SPEC.gradients(None, options, target) == expected
         assert info.num_grad_evals == info.num_steps == expected
         assert info.num_density_evals == 1
 

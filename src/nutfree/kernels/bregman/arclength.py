@@ -23,7 +23,7 @@ from nutfree.kernels.bregman.barriers import Barrier
 from nutfree.kernels.bregman.geometry import mirror_for
 from nutfree.target import Position, Split
 
-#: Below, log(softplus(s)) is its series, because exp(s) loses digits.
+#: Below this s, log(softplus(s)) is its series, because exp(s) loses digits.
 _SMALL = -8.0
 
 
@@ -77,6 +77,3 @@ def leave(s, mask: np.ndarray, unit) -> tuple[jax.Array, jax.Array]:
     log_u = log_softplus(inside)
     slope = -jax.nn.softplus(-inside) - log_u
     return jnp.where(mask, jnp.log(unit) + log_u, s), jnp.sum(jnp.where(mask, slope, 0))
-
-
-__all__ = ["enter", "leave", "log_softplus", "on_half_line"]

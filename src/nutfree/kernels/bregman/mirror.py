@@ -42,10 +42,6 @@ class MirrorMap:
         """The same map in other units, `scale` and `center` of the shape of x."""
         return replace(self, scale=scale, center=center)  # type: ignore[type-var]
 
-    def hessian(self, x):
-        """The diagonal of the Hessian of phi."""
-        return self.root(x) ** 2
-
     def clip(self, x):
         """Move `x` off the boundary, as far as rounding needs."""
         return x
@@ -64,7 +60,7 @@ class MirrorMap:
 
 
 class Bounded(MirrorMap):
-    """A map of a support with a boundary; `distance(x)` is that to the nearest side."""
+    """A map of a support with a boundary, `distance(x)` away at its nearest side."""
 
     def noise(self, x, xi, step_size):
         """Noise of the variance that `MirrorMap.noise` has, but uniform.
@@ -102,8 +98,10 @@ class Euclidean(MirrorMap):
 
 
 class OnInterval(Bounded):
-    """phi(x) = c sum h((x - lower) / (upper - lower)) with c so chosen that the Hessian
-    at the centre is 1 / scale^2, and never below one unit of the interval's own."""
+    """phi(x) = c sum h((x - lower) / (upper - lower)).
+
+    c makes the Hessian at the centre 1 / scale^2, but is at least 1.
+    """
 
     def _width(self):
         return self.upper - self.lower
@@ -153,7 +151,7 @@ class OnSimplex(Bounded):
 
 
 def clip_to_side(x, bound, sign, width=0.0):
-    """`x` no nearer to `bound` than the rounding of numbers about as large as it."""
+    """Move `x` off `bound`, as far as numbers of that size are rounded."""
     info = jnp.finfo(jnp.result_type(float, x))
     gap = info.eps * jnp.abs(bound) + info.tiny * (1 + jnp.abs(width))
     return jnp.maximum(x, bound + gap) if sign > 0 else jnp.minimum(x, bound - gap)

@@ -1,8 +1,8 @@
 """A Gaussian fitted to a density by its values alone, wide to narrow.
 
-Adaptive importance sampling: draws x_j of N(m, C) have weights (pi / N(m, C))^a, with
-a < 1 so small that a share of them stays effective, or a = 1 where enough does anyway;
-m and C become the weighted moments. At a = 1 they are the posterior's.
+Adaptive importance sampling: draws x_j of N(m, C) have weights (pi / N(m, C))^a, and m
+and C become their weighted moments. The power a is the largest up to 1 at which enough
+of the weights stay effective. At a = 1 the moments are the posterior's.
 """
 
 from typing import NamedTuple
@@ -13,10 +13,16 @@ from jax.flatten_util import ravel_pytree
 
 from nutfree.target import Target
 
-START_SCALE = 5.0  # where there is no prior: deviations around the given position
-TARGET_ESS = 0.3  # effective share of the draws in a round on the way
-FULL_ESS = 0.05  # and in one with the full weights
+#: Standard deviations around the given position where there is no prior.
+START_SCALE = 5.0
+#: Effective share of the draws in a round on the way, a < 1.
+TARGET_ESS = 0.3
+#: Effective share from which on a round has the full weights, a = 1.
+FULL_ESS = 0.05
+#: Bisections of log a; 25 find it to a millionth of its range.
 NUM_BISECTIONS = 25
+#: Rounds in a row with the full weights that end the fit.
+NUM_FULL = 3
 
 
 class Reference(NamedTuple):
@@ -71,7 +77,7 @@ def moments(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
 def fit_reference(
     rng_key, position, target: Target, num_draws: int, max_rounds: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Centre `(d,)`, covariance `(d, d)`, and the density evaluations spent."""
+    """Return centre `(d,)`, covariance `(d, d)`, and the density evaluations spent."""
     x, unravel = ravel_pytree(position)
     logdensity = jax.vmap(lambda v: target(unravel(v)))
     start_key, round_key = jax.random.split(rng_key)
@@ -83,7 +89,7 @@ def fit_reference(
         center, covariance = moments(draws, jnp.full(num_draws, 1 / num_draws, x.dtype))
 
     def unfinished(state):
-        return (state.num_rounds < max_rounds) & (state.num_full < 3)
+        return (state.num_rounds < max_rounds) & (state.num_full < NUM_FULL)
 
     def one_round(state):
         key = jax.random.fold_in(round_key, state.num_rounds)

@@ -16,25 +16,23 @@ NUM_ROWS, NUM_OWNERS = 12, 3
 
 #: Every kernel of this package; NumPyro's own is NumPyro's to test.
 SPECS = {n: s for n, s in registry.specs().items() if s.mcmc_kernel is None}
-#: Those of BlackJAX's that stand for all behind their adapter.
-QUICK = {"blackjax.nuts", "blackjax.sgld"}
-#: Those that share their loop and their warm-up with sgld, multalmc or rbmumla.
-TWINS = {"psgld", "sghmc", "sgbaoab", "sgnht", "csgld", "multcdiff", "myula"}
 #: One that moves by the density, by rows, by owners, by a split; an ensemble, and one
 #: of independent draws.
 KINDS = {"mala", "sgld", "fsgld", "rbmumla", "ensemble", "multalmc"}
-#: What a host does with a whole run is looked at on a chain, on one that moves by rows,
-#: and on independent draws.
-WHOLE = {"mala", "sgld", "multalmc"}
+#: A pilot of thousands of transitions amplifies the last digit until nothing is alike,
+#: and where the log density is NaN it finds a step that a trajectory takes minutes of.
+SHORT_PILOT = {"blackjax.adjusted_mclmc": {"num_tuning_steps": 100}}
 
 
-def kernel_param(name: str, *rest, quick: bool | None = None):
-    """Of a test that takes long: the quick suite runs it where it is `quick`, which
-    is on every kernel that is not a twin of another."""
-    if quick is None:
-        wrapped = SPECS[name].family == "blackjax" and name not in QUICK
-        quick = not wrapped and name not in TWINS
-    return pytest.param(name, *rest, marks=[] if quick else [pytest.mark.slow])
+def kernel_param(name: str, *rest, quick: bool = True):
+    """A kernel's name as a parameter; the quick suite leaves out what is not `quick`.
+
+    All tests of one kernel run in one process, which compiles it once.
+    """
+    marks = [pytest.mark.xdist_group(name)]
+    return pytest.param(
+        name, *rest, marks=marks if quick else [*marks, pytest.mark.slow]
+    )
 
 
 #: Positions of every kind that a kernel must take.

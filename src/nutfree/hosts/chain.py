@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nutfree.hosts.state import strongly_typed
 from nutfree.registry import KernelSpec
 from nutfree.target import Position, Target
 from nutfree.warmup import AdaptationState, Warmup
@@ -90,7 +91,7 @@ def begin(
     adapt = algorithm.warmup.init(pilot_key, position, target, num_warmup)
     adapt = _keep_fixed(algorithm, adapt)
     kernel_state = algorithm.init(adapt.position, target, init_key)
-    return Chain(jnp.asarray(0), kernel_state, adapt)
+    return _strongly_typed(Chain(jnp.asarray(0), kernel_state, adapt))
 
 
 def advance(
@@ -119,7 +120,7 @@ def advance(
             ),
             adapt,
         )
-    return Chain(chain.i + 1, kernel_state, adapt), info
+    return _strongly_typed((Chain(chain.i + 1, kernel_state, adapt), info))
 
 
 def tune(
@@ -138,6 +139,11 @@ def tune(
         lambda a: a,
         adapt,
     )
+
+
+def _strongly_typed(tree: Any) -> Any:
+    """The types that transitions keep: a weak one would compile a program twice."""
+    return jax.tree.map(strongly_typed, tree)
 
 
 def _keep_fixed(algorithm: Algorithm, adapt: AdaptationState) -> AdaptationState:

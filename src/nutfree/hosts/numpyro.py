@@ -34,7 +34,6 @@ from nutfree.hosts.state import (
     is_batch,
     like_key,
     split_key,
-    strongly_typed,
     typed_key,
 )
 from nutfree.numerics.programs import in_full_precision, jitted
@@ -261,7 +260,7 @@ class NutfreeKernel(MCMCKernel):
         info = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), info)
         energy, dtype = _energy(begun.kernel_state), jnp.result_type(float)
         none = jnp.zeros((), dtype)
-        state = NutfreeState(
+        return NutfreeState(
             i=begun.i,
             z=begun.kernel_state.position,
             potential_energy=energy,
@@ -279,8 +278,6 @@ class NutfreeKernel(MCMCKernel):
             adapt_state=begun.adapt_state,
             rng_key=rng_key,
         )
-        # a weak type would change in the loop, and the loop be compiled twice
-        return jax.tree.map(strongly_typed, state)
 
     @in_full_precision
     def sample(self, state: NutfreeState, model_args, model_kwargs) -> NutfreeState:
@@ -309,7 +306,7 @@ class NutfreeKernel(MCMCKernel):
         totals, lost = compensated_add(
             totals, jnp.stack([grads, densities]), state.lost_evals
         )
-        new = NutfreeState(
+        return NutfreeState(
             i=after.i,
             z=after.kernel_state.position,
             potential_energy=_energy(after.kernel_state),
@@ -328,8 +325,6 @@ class NutfreeKernel(MCMCKernel):
             adapt_state=after.adapt_state,
             rng_key=like_key(next_key, state.rng_key),
         )
-        # a weak type would make the state a new one to a program compiled before
-        return jax.tree.map(strongly_typed, new)
 
     @in_full_precision
     def refresh(self, state: NutfreeState, model_args, model_kwargs) -> NutfreeState:
@@ -414,4 +409,5 @@ def kernel(
 
 
 def _energy(kernel_state) -> jax.Array:
-    return -jnp.asarray(getattr(kernel_state, "logdensity", jnp.nan))
+    logdensity = getattr(kernel_state, "logdensity", jnp.nan)
+    return -jnp.asarray(logdensity, jnp.result_type(logdensity))

@@ -97,7 +97,7 @@ class KernelSpec:
         guarantee: "exact" (the posterior is the stationary law) or "biased".
         bias: for a biased kernel, which option reduces the bias, and what shows it.
         bias_order: for a biased kernel, the order of its bias in an option or
-            parameter, by the name of that.
+            parameter, by the name of that; -inf where it falls geometrically.
         gradients: full-data gradients of a transition, a number or
             `gradients(options, params, target) -> number`; None where it depends on
             the draws. A kernel that uses no gradient counts density evaluations.

@@ -1,48 +1,37 @@
-"""What kernels share whose every transition walks a path and draws anew at its end.
+"""State, transition and specification shared by the annealed path samplers.
 
-A path, in the coordinates of the pilot, ends in a point; Metropolis-adjusted moves on
-pi itself follow (`paths.polish`). Here are the state, the warm-up and the options of
-all of them, and the walk over noise levels of the multiscale ones.
+Every transition walks a path in the coordinates of the pilot, and draws anew at its
+end. Metropolis-adjusted moves on pi itself follow (`paths.polish`).
+
+Order of the bias: whatever law the paths end in, its distance to pi falls
+geometrically with the number of these moves, faster than any power of num_steps inside
+a mode and of num_jumps between the known modes.
+Gradients: those of the path, one where it ends, and one each move.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from nutfree.facts import separate_modes
 from nutfree.modes.mixture import (
     Modes,
     conditional_width,
     draw_given_observation,
     number_of,
 )
-from nutfree.modes.pilot import NUM_STARTS
 from nutfree.modes.search import standardised
-from nutfree.numerics import skrock
 from nutfree.numerics.evaluation import counted_value_and_grad, flatten
-from nutfree.paths.denoisers import slow_fast
-from nutfree.paths.paths import SCHEDULES, annealed_path, noise_levels
 from nutfree.paths.polish import Point, polish, start_at
-from nutfree.paths.slow import Slow
-from nutfree.paths.warmup import annealed_warmup
-from nutfree.registry import option
+from nutfree.paths.warmup import NUM_STEPS, PathOptions, warmup
+from nutfree.registry import KernelSpec
 from nutfree.target import LogDensity, Position
-from nutfree.warmup import Warmup
 
-#: The first noise, in units of sigma: nine tenths of the first x is noise.
-FIRST_NOISE = 3.0
-#: The fast chain starts again until the noise is this small, in posterior sds.
-RESTART_ABOVE = 0.1
-#: Of the fast chain: an eighth of what is stable, and for SK-ROCK, which damps what
-#: is stiff, a third.
-FAST_STEP_SIZE = 0.5
-SK_ROCK_SHARE = 2.0 / 3.0
-#: Of the Langevin steps at a path's end, before warm-up knows how many it takes.
-NUM_STEPS = 192
-#: A base narrower than this share of the posterior's sd is told to the user.
+#: A base narrower than this, in posterior sds, is told to the user.
 NARROW = 0.5
 
 
@@ -69,13 +58,13 @@ class PathInfo(NamedTuple):
     num_grad_evals: jax.Array
 
 
-class Setting(NamedTuple):
+class Posterior(NamedTuple):
     """What a walk knows of the posterior, in the pilot's coordinates.
 
     target : log density of a vector `(d,)`.
     evaluate : `(u, count) -> (log density, gradient, count)`.
     previous : the draw before.
-    step_size, base_scale, width, modes : as `annealed_warmup` finds them.
+    step_size, base_scale, width, modes : as `warmup` finds them.
     """
 
     target: LogDensity
@@ -89,26 +78,26 @@ class Setting(NamedTuple):
     def nearest_width(self, u: jax.Array) -> jax.Array:
         return conditional_width(self.modes, u)
 
-    def modes_given_look(self, rng_key, m, s) -> jax.Array:
+    def draw_given_observation(self, rng_key, m, s) -> jax.Array:
         return draw_given_observation(rng_key, self.modes, m, s)
 
 
-def init(position, logdensity_fn, rng_key=None) -> PathState:
-    del rng_key
+def init(position, logdensity_fn, rng_key=None, options=PathOptions()) -> PathState:
+    del rng_key, options
     return PathState(position, *jax.value_and_grad(logdensity_fn)(position))
 
 
-def path_kernel(walk: Callable, *, num_jumps: int, polished: bool = True) -> Callable:
+def path_kernel(walk: Callable, num_jumps: int, polished: bool = True) -> Callable:
     """Return `kernel(rng_key, state, logdensity_fn, **params)`.
 
-    The parameters are those of `annealed_warmup`: `step_size` and number of the last
+    The parameters are those of `warmup`: `step_size` and `num_steps` of the last
     Langevin steps, `base_scale` (sigma, in posterior sds), and the pilot's coordinates
     u = (x - `center`) / `scale`, `width` and `modes`.
 
     Args:
-        walk: `walk(rng_key, setting) -> (u, count)`, the end of a path.
-        num_jumps: of the moves that follow it.
-        polished: whether any do.
+        walk: `walk(rng_key, posterior) -> (u, count)`, the end of a path.
+        num_jumps: jumps among the moves that follow it.
+        polished: whether any moves follow.
     """
 
     def kernel(
@@ -129,8 +118,10 @@ def path_kernel(walk: Callable, *, num_jumps: int, polished: bool = True) -> Cal
         path_key, polish_key = jax.random.split(rng_key)
         grad, _ = ravel_pytree(state.logdensity_grad)
         previous = Point((x - center) / scale, state.logdensity, scale * grad)
-        known = (step_size, base_scale, width, modes)
-        u, count = walk(path_key, Setting(target, evaluate, previous, *known))
+        posterior = Posterior(
+            target, evaluate, previous, step_size, base_scale, width, modes
+        )
+        u, count = walk(path_key, posterior)
         start, lost, count = start_at(u, previous, evaluate, count)
         end = polish(
             polish_key,
@@ -153,135 +144,36 @@ def path_kernel(walk: Callable, *, num_jumps: int, polished: bool = True) -> Cal
     return kernel
 
 
-def warmup(
-    *,
-    num_starts: int = 256,
-    num_descent_steps: int = 100,
-    num_modes: int = 64,
-    accuracy: float = 0.05,
-) -> Warmup:
-    return annealed_warmup(
-        num_starts=num_starts,
-        num_descent_steps=num_descent_steps,
-        num_modes=num_modes,
-        num_steps=NUM_STEPS,
-        accuracy=accuracy,
-    )
+def final_gradients(options: PathOptions, params: dict, target) -> Any:
+    """Gradients of a transition after its path."""
+    del target
+    return 1 + params["num_steps"] + options.num_jumps
 
 
-@dataclass(frozen=True)
-class PathOptions:
-    """Options of the end of a path and of the warm-up."""
-
-    accuracy: float = option(
-        0.05,
-        "error of the mean log density, in its sds, that sets num_steps",
-        gt=0,
-        le=1,
-    )
-    num_jumps: int = option(12, "Metropolis jumps between modes, among them", ge=0)
-    num_starts: int = option(256, NUM_STARTS, ge=2)
-    num_descent_steps: int = option(100, "gradients of each of its descents", ge=1)
-    num_modes: int = option(64, "the most modes that it keeps", ge=1)
-    step_size: float | None = option(
-        None, "step of the last Langevin moves, in widths of a mode", gt=0, tuned=True
-    )
-    num_steps: int | None = option(
-        None, "Metropolis-adjusted Langevin steps at its end", ge=1, tuned=True
-    )
-    base_scale: float | None = option(
-        None, "sigma of the base, in posterior standard deviations", gt=0, tuned=True
-    )
+#: What reduces the bias of a path sampler, and what shows it.
+BIAS = (
+    "each draw is a fresh path followed by finitely many exact moves: inside a mode "
+    "the bias falls geometrically with num_steps, which warm-up sets from accuracy, "
+    "and the kernel Stein discrepancy shows it; the weights of known modes converge "
+    "with num_jumps; a mode that the pilot's num_starts missed is hardly visited, and "
+    "disagreement of mode weights between chains, each with a pilot of its own, shows "
+    "it. "
+)
 
 
-def level_walk(
-    slow: Callable[[jax.Array], Slow],
-    *,
-    num_levels: int,
-    num_fast_steps: int,
-    restart: str,
-    schedule: str,
-    fast: str,
-    num_stages: int,
-    degrees_of_freedom: float | None,
-) -> Callable:
-    """The walk of the multiscale kernels, for `path_kernel`.
-
-    Args:
-        slow: `slow(levels) -> Slow`.
-        degrees_of_freedom: of the base; None for a Gaussian one.
-        num_levels, num_fast_steps, restart, schedule, fast, num_stages: see
-            `LevelOptions`.
-    """
-    stiff = fast == "sk_rock"
-    fast_step = SK_ROCK_SHARE * skrock.reach(num_stages) if stiff else FAST_STEP_SIZE
-
-    def walk(rng_key, at: Setting) -> tuple[jax.Array, jax.Array]:
-        denoiser = slow_fast(
-            at.target,
-            num_steps=num_fast_steps,
-            step_size=fast_step,
-            num_stages=num_stages if stiff else 0,
-            width=at.nearest_width,
-            restart=None if restart == "look" else at.modes_given_look,
-            restart_above=RESTART_ABOVE,
-            degrees_of_freedom=degrees_of_freedom,
-        )
-        last = 0.5 * jnp.min(at.width) / at.base_scale
-        levels = noise_levels(num_levels, FIRST_NOISE, last, schedule)
-        path = annealed_path(
-            rng_key,
-            denoiser,
-            levels,
-            dim=at.previous.u.size,
-            base_scale=at.base_scale,
-            width=at.nearest_width,
-            slow=slow(levels),
-            degrees_of_freedom=degrees_of_freedom,
-        )
-        return path.carry, path.spent
-
-    return walk
-
-
-@dataclass(frozen=True)
-class LevelOptions:
-    """Options of the walk over noise levels."""
-
-    num_levels: int = option(16, "noise levels of a path", ge=2)
-    schedule: str = option(
-        "sigmoid",
-        "how lambda rises over the levels: as a sigmoid, so that the noise falls by "
-        "the same factor each time, evenly, or as the square of a sine",
-        choices=SCHEDULES,
-    )
-    dynamics: str = option(
-        "overdamped",
-        "slow dynamics, without or with a velocity",
-        choices=("overdamped", "underdamped"),
-    )
-    base: str = option(
-        "gaussian",
-        "where a path starts; student_t keeps heavy tails if the estimate of the score "
-        "is exact, and with a few fast steps makes little difference: there the last "
-        "moves on the posterior bring the tails back",
-        choices=("gaussian", "student_t"),
-    )
-    degrees_of_freedom: float = option(4.0, "of a student_t base", gt=1)
-    num_fast_steps: int = option(4, "fast Langevin steps at each level", ge=1)
-    fast: str = option(
-        "langevin",
-        "what makes them: Euler-Maruyama, with one gradient each, or the stabilised "
-        "SK-ROCK, for tilted densities far narrower along some directions than the "
-        "pilot says, with num_stages + 1",
-        choices=("langevin", "sk_rock"),
-    )
-    num_stages: int = option(3, "stages of SK-ROCK", ge=2)
-    restart: str = option(
-        "modes",
-        "where the fast chain starts early in the path: at a draw from the pilot's "
-        "modes, or at the look itself, which finds modes that the pilot missed",
-        choices=("modes", "look"),
+def path_spec(*, bias: str, **particular: Any) -> KernelSpec:
+    """The specification of a path sampler; `bias` is that of its path alone."""
+    return KernelSpec(
+        init=init,
+        warmup=warmup,
+        draws="independent",
+        suits=separate_modes,
+        guarantee="biased",
+        bias=BIAS + bias,
+        bias_order={"num_steps": -math.inf},
+        concerns=concerns,
+        findings=findings,
+        **particular,
     )
 
 

@@ -1,4 +1,4 @@
-"""Paths: how (m, s) moves from a noisy look at the posterior to a sharp one.
+"""Paths lead from a noisy observation of the posterior to a sharp one.
 
 A path is walked with any denoiser, an estimate of D(m, s) = E[X | X + s z = m]. With
 the exact D what remains is the path's own error, of the discretised dynamics.
@@ -10,25 +10,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nutfree.paths.denoisers import Denoiser, as_estimate
-from nutfree.paths.slow import (
-    Look,
-    Slow,
-    annealed_overdamped,
-    kinetic_step,
-)
+from nutfree.paths.denoisers import Denoiser
+from nutfree.paths.slow import FRICTION, Level, Slow, kinetic_step
 
 
 class PathEnd(NamedTuple):
     """Where a path ended.
 
-    look : (d,), the last m, whose law is that of X + s z.
+    observation : (d,), the last m, whose law is that of X + s z.
     noise : the last s.
     carry : the denoiser's state there.
-    count : evaluations made along the path.
+    spent : evaluations made along the path.
     """
 
-    look: jax.Array
+    observation: jax.Array
     noise: jax.Array
     carry: Any
     spent: jax.Array
@@ -67,17 +62,15 @@ def annealed_path(
     *,
     dim: int,
     base_scale: jax.Array,
-    width: Callable[[jax.Array], jax.Array] | jax.Array,
-    slow: Slow | None = None,
+    width: Callable[[jax.Array], jax.Array],
+    slow: Slow,
     degrees_of_freedom: float | None = None,
-    step_size: float | jax.Array = 1.0,
-    count: jax.Array | int = 0,
 ) -> PathEnd:
-    """Slow dynamics along X_lambda = sqrt(lambda) X + sqrt(1 - lambda) sigma z.
+    """Walk slow dynamics along X_lambda = sqrt(lambda) X + sqrt(1 - lambda) sigma z.
 
-    The path of arXiv 2508.15069, with the base centred at the origin. A look is
-    m = X_lambda / sqrt(lambda) with noise s = sigma sqrt((1 - lambda) / lambda), so the
-    levels give s / sigma. At each of them the denoiser is asked once, and the slow
+    The path of arXiv 2508.15069, with the base centred at the origin. The observation
+    is m = X_lambda / sqrt(lambda) with noise s = sigma sqrt((1 - lambda) / lambda), so
+    the levels give s / sigma. At each of them the denoiser is asked once, and the slow
     dynamics make a step.
 
     Args:
@@ -86,14 +79,11 @@ def annealed_path(
         levels: (levels,), decreasing values of s / sigma.
         dim: d.
         base_scale: sigma: the standard deviation of the posterior, or more.
-        width: w, (d,), how wide a mode is, or a function of m that gives it; the path
-            is unstable in modes much narrower than this.
-        slow: the dynamics, by default `annealed_overdamped(step_size)`.
+        width: `width(m) -> w`, (d,), how wide a mode is there; the path is unstable in
+            modes much narrower than this.
+        slow: the dynamics.
         degrees_of_freedom: of a Student-t z; None for Gaussian.
-        step_size: of the default dynamics.
-        count: evaluations so far.
     """
-    slow = annealed_overdamped(step_size) if slow is None else slow
     first_key, path_key = jax.random.split(rng_key)
     x = base_scale * jax.random.normal(first_key, (dim,), levels.dtype)
     if degrees_of_freedom is not None:
@@ -102,7 +92,7 @@ def annealed_path(
         x = x / jnp.sqrt(g)
     auxiliary = slow.init(jax.random.fold_in(first_key, 1), x, base_scale)
 
-    def level(i, carry):
+    def advance(i, carry):
         x, auxiliary, state, count = carry
         denoise_key, noise_key = jax.random.split(jax.random.fold_in(path_key, i))
         s = levels[i]
@@ -110,63 +100,56 @@ def annealed_path(
         estimate, state, count = denoiser.step(
             denoise_key, state, m, s * base_scale, count
         )
-        w = width(m) if callable(width) else width
-        following = levels[jnp.minimum(i + 1, len(levels) - 1)]
-        look = Look(i, s, following, base_scale, as_estimate(estimate), w)
-        x, auxiliary = slow.step(noise_key, look, x, auxiliary)
+        next_s = levels[jnp.minimum(i + 1, len(levels) - 1)]
+        level = Level(i, s, next_s, base_scale, estimate, width(m))
+        x, auxiliary = slow.step(noise_key, level, x, auxiliary)
         return x, auxiliary, state, count
 
-    # what the first look is made of says where the fast chain may start
+    # the first observation says where the fast chain may start
     m = x * jnp.sqrt(1.0 + levels[0] ** 2)
-    start = (x, auxiliary, denoiser.init(m), jnp.asarray(count))
-    x, _, state, count = jax.lax.fori_loop(0, len(levels), level, start)
+    start = (x, auxiliary, denoiser.init(m), jnp.asarray(0))
+    x, _, state, count = jax.lax.fori_loop(0, len(levels), advance, start)
     last = levels[-1]
-    return PathEnd(
-        x * jnp.sqrt(1.0 + last**2), last * base_scale, state, jnp.asarray(count)
-    )
+    return PathEnd(x * jnp.sqrt(1.0 + last**2), last * base_scale, state, count)
 
 
-def looks_path(
+def observations_path(
     rng_key: jax.Array,
     denoiser: Denoiser,
-    num_looks: int,
+    num_observations: int,
     *,
     dim: int,
     base_scale: jax.Array,
     noise: jax.Array,
     num_steps: int,
-    step_size: float | jax.Array = 1.4,
-    friction: float | jax.Array = 2.0,
-    count: jax.Array | int = 0,
+    step_size: float,
 ) -> PathEnd:
-    """Accumulate noisy looks y_m = X + sigma z_m, m = 1...M, each given the earlier.
+    """Draw observations y_m = X + sigma z_m, m = 1...M, each given the earlier ones.
 
-    The path of arXiv 2305.19473: the mean ybar_m of the looks is all that matters,
+    The path of arXiv 2305.19473: the mean ybar_m of the observations is all that
+    matters,
 
         grad log p(y_m | y_1...y_(m-1)) = (D(ybar_m, sigma/sqrt(m)) - y_m) / sigma^2,
 
-    and each look is drawn by underdamped Langevin, `slow.kinetic_step`, that starts
-    from the last look and its velocity.
+    and each is drawn by underdamped Langevin, `slow.kinetic_step`, that starts from
+    the last observation and its velocity.
 
     Args:
         rng_key: a key.
         denoiser: the estimate of D.
-        num_looks: M.
+        num_observations: M.
         dim: d.
         base_scale: the standard deviation of the posterior, where the first starts.
         noise: sigma, an array, whose type the path has.
-        num_steps: Langevin steps for each look.
-        step_size: in units of sigma, the standard deviation of a look; stable below
-            two.
-        friction: of the velocity, per unit of time; two is critical.
-        count: evaluations so far.
+        num_steps: Langevin steps for each observation.
+        step_size: in units of sigma, the standard deviation of an observation; stable
+            below two.
     """
     first_key, velocity_key, path_key = jax.random.split(rng_key, 3)
     shape, dtype = (dim,), noise.dtype
     y = jnp.sqrt(base_scale**2 + noise**2) * jax.random.normal(first_key, shape, dtype)
-    times = {"step_size": step_size, "friction": friction}
 
-    def look(index, carry):
+    def observe(index, carry):
         y, velocity, mean, state, count = carry
         m = jnp.asarray(index + 1, dtype)
         key = jax.random.fold_in(path_key, index)
@@ -178,9 +161,9 @@ def looks_path(
             estimate, state, count = denoiser.step(
                 denoise_key, state, average, noise / jnp.sqrt(m), count
             )
-            force = (estimate - y) / noise
+            force = (estimate.mean - y) / noise
             xi = jax.random.normal(noise_key, shape, dtype)
-            move, velocity = kinetic_step(xi, velocity, force, **times)
+            move, velocity = kinetic_step(xi, velocity, force, step_size, FRICTION)
             return y + noise * move, velocity, state, count
 
         y, velocity, state, count = jax.lax.fori_loop(
@@ -189,7 +172,7 @@ def looks_path(
         return y, velocity, mean + (y - mean) / m, state, count
 
     velocity = jax.random.normal(velocity_key, shape, dtype)
-    zeros = jnp.zeros_like(y)
-    start = (y, velocity, zeros, denoiser.init(y), jnp.asarray(count))
-    _, _, mean, state, count = jax.lax.fori_loop(0, num_looks, look, start)
-    return PathEnd(mean, noise / num_looks**0.5, state, jnp.asarray(count))
+    start = (y, velocity, jnp.zeros_like(y), denoiser.init(y), jnp.asarray(0))
+    end = jax.lax.fori_loop(0, num_observations, observe, start)
+    _, _, mean, state, count = end
+    return PathEnd(mean, noise / num_observations**0.5, state, count)

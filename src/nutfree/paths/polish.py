@@ -1,4 +1,4 @@
-"""Metropolis-adjusted moves on the posterior that end an annealed path.
+"""Metropolis-adjusted moves on the posterior end an annealed path.
 
 Langevin steps whose metric is the curvature of the mode nearest to u,
 
@@ -36,9 +36,9 @@ from nutfree.modes.mixture import (
 )
 from nutfree.numerics.evaluation import is_finite, select
 
-#: The moves are halved so often for what `Polished.log_densities` tells.
+#: Number of parts, each half as long as the next, of `Polished.log_densities`.
 NUM_PARTS = 5
-#: What the step size is multiplied by, in turn; it depends on nothing but the turn.
+#: Factors of the step size, in turn; they depend on nothing but the turn.
 TURNS = (1.0, 1.0, 1.0, 1 / 16, 1.0, 1.0, 1.0, 1 / 256)
 
 
@@ -76,6 +76,41 @@ def start_at(
     return select(lost, otherwise, point), lost, count
 
 
+class _Place(NamedTuple):
+    """A point, and what the modes say of it.
+
+    shares : (modes,), log density of each mode there, weight included.
+    heavy : log density of the Student-t mixture there.
+    """
+
+    point: Point
+    shares: jax.Array
+    heavy: jax.Array
+
+
+class _Kind(NamedTuple):
+    """Which move is made: a jump or a Langevin step, a fresh draw if it is a jump.
+
+    turn : what a Langevin step's size is multiplied by.
+    """
+
+    jumps: jax.Array
+    fresh: jax.Array
+    turn: jax.Array
+
+
+class _Tally(NamedTuple):
+    """Sums over the moves so far.
+
+    rates, made : (2,), acceptance probabilities and moves, of steps and of jumps.
+    parts : (2, NUM_PARTS), moves and their log densities, of each part of the moves.
+    """
+
+    rates: jax.Array
+    made: jax.Array
+    parts: jax.Array
+
+
 def polish(
     rng_key: jax.Array,
     point: Point,
@@ -102,71 +137,90 @@ def polish(
     turns = jnp.asarray(TURNS, point.u.dtype)
 
     def move(i, carry):
-        point, shares, heavy, rates, made, parts, count = carry
-        noise_key, from_key, to_key, fresh_key, accept_key = jax.random.split(
-            jax.random.fold_in(rng_key, i), 5
-        )
+        here, tally, count = carry
         jumped = i * num_jumps // num_moves
         jumps = (i + 1) * num_jumps // num_moves > jumped
-        fresh = jumps & (jumped % 2 == 1)
-        j = choose(from_key, shares)
-        k = choose(to_key, log_choice)
-        here = mode_at(modes, jnp.where(jumps, j, jnp.argmax(shares)))
-        target = mode_at(modes, k)
-        turn = turns[i % len(TURNS)]
-        step = step_size * turn
-        noise = jax.random.normal(noise_key, point.u.shape, point.u.dtype)
-        u = jnp.where(
-            jumps,
-            transported(point.u, here, target),
-            _langevin(point, here, step, noise),
+        kind = _Kind(jumps, jumps & (jumped % 2 == 1), turns[i % len(TURNS)])
+        *keys, accept_key = jax.random.split(jax.random.fold_in(rng_key, i), 5)
+        new, log_ratio, count = _propose(
+            keys, here, kind, step_size * kind.turn, modes, log_choice, evaluate, count
         )
-        u = jnp.where(fresh, heavy_draw(fresh_key, modes, k), u)
-        value, grad, count = evaluate(u, count)
-        new, new_place = Point(u, value, grad), in_widths(modes, u)
-        new_shares = log_shares_at(modes, new_place)
-
-        there = mode_at(modes, jnp.argmax(new_shares))
-        langevin_ratio = (
-            0.5 * jnp.sum(noise**2 - _residual(new, there, step, point.u) ** 2)
-            + here.log_volume
-            - there.log_volume
-        )
-        jump_ratio = (
-            target.log_volume
-            - here.log_volume
-            + (jax.nn.log_softmax(new_shares)[k] - log_choice[k])
-            - (jax.nn.log_softmax(shares)[j] - log_choice[j])
-        )
-        new_heavy = heavy_log_density_at(modes, log_choice, new_place)
-        jump_ratio = jnp.where(fresh, heavy - new_heavy, jump_ratio)
-        log_ratio = value - point.value + jnp.where(jumps, jump_ratio, langevin_ratio)
-        log_ratio = jnp.where(is_finite(new, log_ratio), log_ratio, -jnp.inf)
+        log_ratio = jnp.where(is_finite(new.point, log_ratio), log_ratio, -jnp.inf)
         rate = jnp.exp(jnp.minimum(log_ratio, 0.0))
         accepted = jax.random.uniform(accept_key) < rate
-        point, shares, heavy = select(
-            accepted, (new, new_shares, new_heavy), (point, shares, heavy)
-        )
-        kind = jnp.stack([~jumps & (turn == 1), jumps])
-        rates, made = rates + jnp.where(kind, rate, 0), made + kind
-        # which half of a half ...: as often as i + 1 goes into the number of moves
-        goes = num_moves // (i + 1)
-        part = jnp.sum(goes >= 2 ** jnp.arange(1, NUM_PARTS))
-        parts = parts.at[:, part].add(jnp.stack([jnp.ones_like(rate), point.value]))
-        return point, shares, heavy, rates, made, parts, count
+        here = select(accepted, new, here)
+        tally = _counted(tally, kind, rate, _part(i, num_moves), here.point.value)
+        return here, tally, count
 
     none = jnp.zeros(2, point.value.dtype)
-    place = in_widths(modes, point.u)
-    shares = log_shares_at(modes, place)
-    heavy = heavy_log_density_at(modes, log_choice, place)
-    parts = jnp.zeros((2, NUM_PARTS), point.value.dtype)
-    start = (point, shares, heavy, none, none, parts, jnp.asarray(count))
-    end = jax.lax.fori_loop(0, num_moves, move, start)
-    point, _, _, rates, made, parts, count = end
+    tally = _Tally(none, none, jnp.zeros((2, NUM_PARTS), point.value.dtype))
+    start = (_place(point, modes, log_choice), tally, jnp.asarray(count))
+    here, tally, count = jax.lax.fori_loop(0, num_moves, move, start)
     # a kind of move that was never made has no rate
-    means = rates / made
-    log_densities = parts[1] / parts[0]
-    return Polished(point, means[0], means[1], log_densities, jnp.asarray(count))
+    rates = tally.rates / tally.made
+    log_densities = tally.parts[1] / tally.parts[0]
+    return Polished(here.point, rates[0], rates[1], log_densities, jnp.asarray(count))
+
+
+def _place(point: Point, modes: Modes, log_choice) -> _Place:
+    z = in_widths(modes, point.u)
+    heavy = heavy_log_density_at(modes, log_choice, z)
+    return _Place(point, log_shares_at(modes, z), heavy)
+
+
+def _propose(
+    keys, here: _Place, kind: _Kind, step_size, modes, log_choice, evaluate, count
+) -> tuple[_Place, jax.Array, jax.Array]:
+    """`(place, log acceptance ratio, count)` of a move of this kind."""
+    noise_key, from_key, to_key, fresh_key = keys
+    point = here.point
+    j = choose(from_key, here.shares)
+    k = choose(to_key, log_choice)
+    old = mode_at(modes, jnp.where(kind.jumps, j, jnp.argmax(here.shares)))
+    target = mode_at(modes, k)
+    noise = jax.random.normal(noise_key, point.u.shape, point.u.dtype)
+    u = jnp.where(
+        kind.jumps,
+        transported(point.u, old, target),
+        _langevin(point, old, step_size, noise),
+    )
+    u = jnp.where(kind.fresh, heavy_draw(fresh_key, modes, k), u)
+    value, grad, count = evaluate(u, count)
+    new = _place(Point(u, value, grad), modes, log_choice)
+
+    there = mode_at(modes, jnp.argmax(new.shares))
+    residual = _residual(new.point, there, step_size, point.u)
+    langevin_ratio = (
+        0.5 * jnp.sum(noise**2 - residual**2) + old.log_volume - there.log_volume
+    )
+    jump_ratio = (
+        target.log_volume
+        - old.log_volume
+        + (jax.nn.log_softmax(new.shares)[k] - log_choice[k])
+        - (jax.nn.log_softmax(here.shares)[j] - log_choice[j])
+    )
+    jump_ratio = jnp.where(kind.fresh, here.heavy - new.heavy, jump_ratio)
+    ratio = jnp.where(kind.jumps, jump_ratio, langevin_ratio)
+    return new, value - point.value + ratio, count
+
+
+def _part(i: jax.Array, num_moves) -> jax.Array:
+    """Which half of a half ... move `i` is in.
+
+    It is how often i + 1 can be doubled within the number of moves.
+    """
+    goes = num_moves // (i + 1)
+    return jnp.sum(goes >= 2 ** jnp.arange(1, NUM_PARTS))
+
+
+def _counted(tally: _Tally, kind: _Kind, rate, part, value) -> _Tally:
+    kinds = jnp.stack([~kind.jumps & (kind.turn == 1), kind.jumps])
+    new = jnp.stack([jnp.ones_like(rate), value])
+    return _Tally(
+        tally.rates + jnp.where(kinds, rate, 0),
+        tally.made + kinds,
+        tally.parts.at[:, part].add(new),
+    )
 
 
 def _langevin(point: Point, mode: Mode, step_size, noise) -> jax.Array:

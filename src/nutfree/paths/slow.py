@@ -1,4 +1,4 @@
-"""Slow dynamics: how a path moves from one noise level to the next.
+"""Slow dynamics move a path from one noise level to the next.
 
 A path holds x = X_lambda = sqrt(lambda) X + sqrt(1 - lambda) sigma z. Annealed dynamics
 stay on the law of one level at a time; reverse dynamics undo the noise between two
@@ -15,9 +15,13 @@ import jax.numpy as jnp
 
 from nutfree.paths.denoisers import Estimate
 
+#: Decay of a velocity per unit of time, critical: nothing returns faster to the law of
+#: a level or of an observation.
+FRICTION = 2.0
 
-class Look(NamedTuple):
-    """What the dynamics know at level i.
+
+class Level(NamedTuple):
+    """What the slow dynamics know at level i.
 
     s, next_s : the noise here and at the next level, in units of sigma; the last
         level is its own next.
@@ -40,7 +44,7 @@ class Slow(NamedTuple):
     init
         `init(rng_key, x, sigma) -> auxiliary`, the velocity, or ().
     step
-        `step(rng_key, look, x, auxiliary) -> (x, auxiliary)`.
+        `step(rng_key, level, x, auxiliary) -> (x, auxiliary)`.
     """
 
     init: Callable[..., Any]
@@ -56,17 +60,15 @@ def _share(s):
     return 1.0 / (1.0 + s**2)
 
 
-def _score_and_variance(look: Look, x, narrowing):
+def _score_and_variance(level: Level, x, narrowing):
     """Score of X_lambda, and its smallest variance V."""
-    share = _share(look.s)
-    noise = (1.0 - share) * look.sigma**2
-    score = (jnp.sqrt(share) * look.estimate.pulled - x) / noise
-    return score, share * look.width**2 + narrowing * noise
+    share = _share(level.s)
+    noise = (1.0 - share) * level.sigma**2
+    score = (jnp.sqrt(share) * level.estimate.pulled - x) / noise
+    return score, share * level.width**2 + narrowing * noise
 
 
-def annealed_overdamped(
-    step_size: float | jax.Array = 1.0, narrowing: float = 1.0
-) -> Slow:
+def annealed_overdamped(step_size: float = 1.0, narrowing: float = 1.0) -> Slow:
     """MultALMC's annealed Langevin, one step at each level:
 
         x' = x + (1 - a) V score + sqrt((1 - a^2) V) xi,    a = exp(-h).
@@ -76,8 +78,8 @@ def annealed_overdamped(
         narrowing: what the variance of the noise is multiplied by in V.
     """
 
-    def step(rng_key, look, x, auxiliary):
-        score, variance = _score_and_variance(look, x, narrowing)
+    def step(rng_key, level, x, auxiliary):
+        score, variance = _score_and_variance(level, x, narrowing)
         decay = jnp.exp(-step_size)
         xi = jax.random.normal(rng_key, x.shape, x.dtype)
         x = x + (1.0 - decay) * variance * score
@@ -86,7 +88,7 @@ def annealed_overdamped(
     return Slow(_nothing, step)
 
 
-def kinetic_step(xi, velocity, force, *, step_size, friction):
+def kinetic_step(xi, velocity, force, step_size, friction):
     """`(move, velocity)` of underdamped Langevin with unit mass.
 
     Leimkuhler and Matthews' BAOAB: a kick, half a drift, the velocity's noise, half a
@@ -105,18 +107,11 @@ def kinetic_step(xi, velocity, force, *, step_size, friction):
     return 0.5 * step_size * (kicked + velocity), velocity
 
 
-def annealed_underdamped(
-    step_size: float | jax.Array = 1.0,
-    friction: float | jax.Array = 2.0,
-    narrowing: float = 1.0,
-) -> Slow:
+def annealed_underdamped(step_size: float = 1.0, narrowing: float = 1.0) -> Slow:
     """MultALMC's kinetic form: mass 1/V, one `kinetic_step` at each level.
-
-    The friction 2 is critical: no faster return to the law of a level.
 
     Args:
         step_size: h, in the time in which V is one; stable below two.
-        friction: of the velocity, per unit of that time.
         narrowing: what the variance of the noise is multiplied by in V.
     """
 
@@ -124,21 +119,21 @@ def annealed_underdamped(
         del sigma
         return jax.random.normal(rng_key, x.shape, x.dtype)
 
-    def step(rng_key, look, x, velocity):
-        score, variance = _score_and_variance(look, x, narrowing)
+    def step(rng_key, level, x, velocity):
+        score, variance = _score_and_variance(level, x, narrowing)
         xi = jax.random.normal(rng_key, x.shape, x.dtype)
         unit = jnp.sqrt(variance)
-        times = {"step_size": step_size, "friction": friction}
-        move, velocity = kinetic_step(xi, velocity, unit * score, **times)
+        force = unit * score
+        move, velocity = kinetic_step(xi, velocity, force, step_size, FRICTION)
         return x + unit * move, velocity
 
     return Slow(init, step)
 
 
-def _conditional_variance(look: Look):
-    """C, of X given the look, where the target has the width."""
-    noise = look.estimate.spread * (look.s * look.sigma) ** 2
-    return 1.0 / (look.width**-2.0 + 1.0 / noise)
+def _conditional_variance(level: Level):
+    """C, of X given the observation, where the target has the width."""
+    noise = level.estimate.spread * (level.s * level.sigma) ** 2
+    return 1.0 / (level.width**-2.0 + 1.0 / noise)
 
 
 def reverse_overdamped() -> Slow:
@@ -154,14 +149,14 @@ def reverse_overdamped() -> Slow:
     diffusion that has, at each level, the law of sqrt(lambda) X + (Student-t noise).
     """
 
-    def step(rng_key, look, x, auxiliary):
-        m = x / jnp.sqrt(_share(look.s))
-        q = 1.0 - (look.next_s / look.s) ** 2
-        left = look.estimate.spread * (look.next_s * look.sigma) ** 2
-        variance = left * q + q**2 * _conditional_variance(look)
+    def step(rng_key, level, x, auxiliary):
+        m = x / jnp.sqrt(_share(level.s))
+        q = 1.0 - (level.next_s / level.s) ** 2
+        left = level.estimate.spread * (level.next_s * level.sigma) ** 2
+        variance = left * q + q**2 * _conditional_variance(level)
         xi = jax.random.normal(rng_key, x.shape, x.dtype)
-        m = m + q * (look.estimate.mean - m) + jnp.sqrt(variance) * xi
-        return m * jnp.sqrt(_share(look.next_s)), auxiliary
+        m = m + q * (level.estimate.mean - m) + jnp.sqrt(variance) * xi
+        return m * jnp.sqrt(_share(level.next_s)), auxiliary
 
     return Slow(_nothing, step)
 
@@ -176,9 +171,9 @@ def reverse_underdamped(levels: jax.Array) -> Slow:
 
         lambda = e^(-2t) (1 + 2t + 2t^2);
 
-    across it, it is pure noise. So the part along e is a look like any other and is
-    held as x, the part across as the auxiliary. As in `reverse_overdamped` the step is
-    the bridge to D, with the variance that D leaves out; Gaussian noise only.
+    across it, it is pure noise. So the part along e is an observation like any other
+    and is held as x, the part across as the auxiliary. As in `reverse_overdamped` the
+    step is the bridge to D, with the variance that D leaves out; Gaussian noise only.
 
     Args:
         levels: (levels,), decreasing values of s / sigma.
@@ -188,13 +183,13 @@ def reverse_underdamped(levels: jax.Array) -> Slow:
     def init(rng_key, x, sigma):
         return sigma * jax.random.normal(rng_key, x.shape, x.dtype)
 
-    def step(rng_key, look, x, across):
-        i = look.i
-        fresh = look.sigma * jax.random.normal(rng_key, (2, *x.shape), x.dtype)
+    def step(rng_key, level, x, across):
+        i = level.i
+        fresh = level.sigma * jax.random.normal(rng_key, (2, *x.shape), x.dtype)
         rest = jax.random.normal(jax.random.fold_in(rng_key, 1), x.shape, x.dtype)
-        rest = jnp.sqrt(_conditional_variance(look)) * rest
+        rest = jnp.sqrt(_conditional_variance(level)) * rest
         u = keep[i] @ jnp.stack([x, across]) + root[i] @ fresh
-        u = u + pull[i][:, None] * (look.estimate.mean + rest)
+        u = u + pull[i][:, None] * (level.estimate.mean + rest)
         return u[0], u[1]
 
     return Slow(init, step)

@@ -1,15 +1,18 @@
 """Chain of log-concave Markov chains, for multimodal posteriors with a gradient.
 
-Reference: Saremi, Park and Bach, arXiv 2305.19473; one look at a time, underdamped.
-Noisy looks y_m = X + sigma z_m, m = 1...M, are drawn each given those before it, from a
-density that is log-concave when sigma covers the posterior and that needs only their
-mean ybar_m:
+Reference: Saremi, Park and Bach, arXiv 2305.19473; one observation at a time,
+underdamped. Noisy observations y_m = X + sigma z_m, m = 1...M, are drawn each given
+those before it, from a density that is log-concave when sigma covers the posterior and
+that needs only their mean ybar_m:
 
     grad log p(y_m | y_1...y_(m-1)) = (D(ybar_m, sigma/sqrt(m)) - y_m) / sigma^2.
 
-Then a draw of X given ybar_M. The law is biased in the step of the looks' Langevin
-dynamics and in the estimate of D. Gradients: num_looks x num_look_steps x
-num_fast_steps, and for the draw 2 + num_tilted_steps + num_steps + num_jumps.
+Then X is drawn given ybar_M, and Metropolis-adjusted moves on pi follow (`paths.base`).
+
+Bias: the law of ybar_M is biased in the step of the observations' Langevin dynamics and
+in the estimate of D; what the moves leave of it falls geometrically with num_steps.
+Gradients: num_observations x num_observation_steps x num_fast_steps, and for the draw
+2 + num_tilted_steps + num_steps + num_jumps.
 
 It differs from the paper in that D is estimated by a few Langevin steps that start at a
 draw from a pilot's modes as ybar_m sees them, and in the end: the paper's jump to
@@ -23,132 +26,128 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from nutfree.facts import separate_modes
 from nutfree.modes.mixture import modes_of
-from nutfree.paths import base as _path
 from nutfree.paths.base import PathInfo as CLCInfo
-from nutfree.paths.base import PathOptions
 from nutfree.paths.base import PathState as CLCState
-from nutfree.paths.denoisers import slow_fast
-from nutfree.paths.paths import looks_path
+from nutfree.paths.base import Posterior, final_gradients, init, path_kernel, path_spec
+from nutfree.paths.paths import PathEnd, observations_path
 from nutfree.paths.polish import polish, start_at
-from nutfree.registry import KernelSpec, option
+from nutfree.paths.slow_fast import slow_fast
+from nutfree.paths.warmup import PathOptions, warmup
+from nutfree.registry import option
 
 __all__ = ["SPEC", "CLCInfo", "CLCState", "build_kernel", "init", "warmup"]
 
-init = _path.init
-warmup = _path.warmup
-
+#: Step size h of the fast chain, an eighth of what is stable.
 FAST_STEP_SIZE = 0.5
-#: Of the looks' dynamics, in units of sigma; stable below two. With two steps a look,
-#: the mean of the looks then has its variance on a Gaussian within a tenth.
-LOOK_STEP_SIZE = 1.4
-
-
-def build_kernel(
-    *,
-    num_looks: int = 24,
-    noise: float = 1.5,
-    num_look_steps: int = 2,
-    num_fast_steps: int = 2,
-    num_tilted_steps: int = 16,
-    num_jumps: int = 12,
-    final: str = "draw",
-):
-    """Return `kernel(rng_key, state, logdensity_fn, **params)`, a `path_kernel`.
-
-    Noise is in units of `base_scale`.
-    """
-
-    def walk(rng_key, at: _path.Setting) -> tuple[jax.Array, jax.Array]:
-        path_key, end_key = jax.random.split(rng_key)
-        denoiser = slow_fast(
-            at.target,
-            num_steps=num_fast_steps,
-            step_size=FAST_STEP_SIZE,
-            width=at.nearest_width,
-            restart=at.modes_given_look,
-            restart_above=0.0,
-        )
-        u = at.previous.u
-        path = looks_path(
-            path_key,
-            denoiser,
-            num_looks,
-            dim=u.size,
-            base_scale=at.base_scale,
-            noise=jnp.asarray(noise * at.base_scale, u.dtype),
-            num_steps=num_look_steps,
-            step_size=LOOK_STEP_SIZE,
-        )
-        if final == "jump":
-            jump, _, count = denoiser.step(
-                end_key, path.carry, path.look, path.noise, path.spent
-            )
-            return jump, count
-
-        def tilted(u, count):
-            value, grad, count = at.evaluate(u, count)
-            z = (u - path.look) / path.noise
-            return value - 0.5 * jnp.sum(z**2), grad - z / path.noise, count
-
-        # the tilt narrows every mode alike; without jumps their weights do not matter
-        width = (at.modes.width**-2.0 + path.noise**-2.0) ** -0.5
-        start, _, count = start_at(path.carry, at.previous, tilted, path.spent)
-        drawn = polish(
-            end_key,
-            start,
-            tilted,
-            modes_of(at.modes.center, width, *at.modes[2:4]),
-            step_size=at.step_size,
-            num_steps=num_tilted_steps,
-            num_jumps=0,
-            count=count,
-        )
-        return drawn.point.u, drawn.spent
-
-    # the jump is where the paper ends
-    return _path.path_kernel(walk, num_jumps=num_jumps, polished=final != "jump")
+#: Step of the observations' dynamics, in units of sigma; stable below two. With two
+#: steps each, their mean then has its variance on a Gaussian within a tenth.
+OBSERVATION_STEP_SIZE = 1.4
 
 
 @dataclass(frozen=True)
-class _LookOptions:
-    num_looks: int = option(24, "noisy looks M that are accumulated", ge=1)
-    noise: float = option(1.5, "sigma of a look, in units of base_scale", gt=0)
-    num_look_steps: int = option(2, "underdamped Langevin steps for each look", ge=1)
+class _ObservationOptions:
+    num_observations: int = option(24, "noisy observations M, accumulated", ge=1)
+    noise: float = option(1.5, "sigma of an observation, in units of base_scale", gt=0)
+    num_observation_steps: int = option(
+        2, "underdamped Langevin steps for each observation", ge=1
+    )
     num_fast_steps: int = option(2, "Langevin steps for each estimate of D", ge=1)
-    num_tilted_steps: int = option(16, "steps that draw x given the looks", ge=1)
+    num_tilted_steps: int = option(16, "steps that draw x given the observations", ge=1)
     final: str = option(
         "draw",
-        "end in a draw of x given the looks, or in the paper's jump to its mean",
+        "end in a draw of x given the observations, or in the paper's jump to its mean",
         choices=("draw", "jump"),
     )
 
 
 @dataclass(frozen=True)
-class Options(PathOptions, _LookOptions):
+class Options(PathOptions, _ObservationOptions):
     pass
 
 
-SPEC = KernelSpec(
+def build_kernel(options=Options()):
+    """Return `kernel(rng_key, state, logdensity_fn, **params)`, a `path_kernel`."""
+    jumps = options.final == "jump"
+
+    def walk(rng_key, posterior: Posterior) -> tuple[jax.Array, jax.Array]:
+        path_key, end_key = jax.random.split(rng_key)
+        denoiser = slow_fast(
+            posterior.target,
+            num_steps=options.num_fast_steps,
+            step_size=FAST_STEP_SIZE,
+            width=posterior.nearest_width,
+            restart=posterior.draw_given_observation,
+            restart_above=0.0,
+        )
+        u = posterior.previous.u
+        path = observations_path(
+            path_key,
+            denoiser,
+            options.num_observations,
+            dim=u.size,
+            base_scale=posterior.base_scale,
+            noise=jnp.asarray(options.noise * posterior.base_scale, u.dtype),
+            num_steps=options.num_observation_steps,
+            step_size=OBSERVATION_STEP_SIZE,
+        )
+        if jumps:
+            end = denoiser.step(
+                end_key, path.carry, path.observation, path.noise, path.spent
+            )
+            return end[0].mean, end[2]
+        return _draw_given(end_key, path, posterior, options.num_tilted_steps)
+
+    # the jump is where the paper ends
+    return path_kernel(walk, options.num_jumps, polished=not jumps)
+
+
+def _draw_given(
+    rng_key, path: PathEnd, posterior: Posterior, num_steps: int
+) -> tuple[jax.Array, jax.Array]:
+    """`(u, count)`, with u from pi(u) N(u; observation, noise^2) at the path's end."""
+
+    def tilted(u, count):
+        value, grad, count = posterior.evaluate(u, count)
+        z = (u - path.observation) / path.noise
+        return value - 0.5 * jnp.sum(z**2), grad - z / path.noise, count
+
+    modes = posterior.modes
+    # the tilt narrows every mode alike; without jumps their weights do not matter
+    width = (modes.width**-2.0 + path.noise**-2.0) ** -0.5
+    start, _, count = start_at(path.carry, posterior.previous, tilted, path.spent)
+    drawn = polish(
+        rng_key,
+        start,
+        tilted,
+        modes_of(modes.center, width, modes.axes, modes.log_weight),
+        step_size=posterior.step_size,
+        num_steps=num_steps,
+        num_jumps=0,
+        count=count,
+    )
+    return drawn.point.u, drawn.spent
+
+
+def _gradients(options: Options, params: dict, target):
+    steps = options.num_observations * options.num_observation_steps
+    path = steps * options.num_fast_steps
+    if options.final == "jump":
+        return path + options.num_fast_steps + 1
+    tilted = 1 + options.num_tilted_steps
+    return path + tilted + final_gradients(options, params, target)
+
+
+SPEC = path_spec(
     name="clc",
     family="chain",
-    summary="chain of log-concave Markov chains over noisy looks; independent draws",
+    summary="chain of log-concave Markov chains of noisy observations; independent "
+    "draws",
     paper="arXiv 2305.19473",
-    init=init,
     build_kernel=build_kernel,
-    warmup=warmup,
     options=Options,
-    draws="independent",
-    suits=separate_modes,
-    guarantee="biased",
-    bias="each draw is a fresh chain of looks followed by finitely many exact moves: "
-    "inside a mode the bias falls with accuracy, which sets num_steps, and the kernel "
-    "Stein discrepancy shows it; the weights of known modes converge with num_jumps; a "
-    "mode that the pilot's num_starts missed is hardly visited, and disagreement of "
-    "mode weights between chains, each with a pilot of its own, shows it; final='jump' "
-    "shrinks the law by about noise^2 / num_looks",
-    concerns=_path.concerns,
-    findings=_path.findings,
+    gradients=_gradients,
+    bias="final='jump' makes no such moves, and shrinks the law by about "
+    "noise^2 / num_observations",
     recommended=True,
 )

@@ -3,6 +3,7 @@
 Statistical tolerances are five standard errors or more, with fixed seeds.
 """
 
+from functools import cache
 from itertools import pairwise
 
 import jax
@@ -11,50 +12,74 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from nutfree.paths.denoisers import gaussian_mixture_denoiser
-from nutfree.paths.paths import annealed_path, looks_path, noise_levels
+from nutfree.paths.paths import annealed_path, noise_levels, observations_path
 from nutfree.paths.slow import (
+    annealed_overdamped,
     annealed_underdamped,
     reverse_overdamped,
     reverse_underdamped,
 )
+from tests.paths.oracles import gaussian_mixture_denoiser
 
 SD = 0.5
-GAUSSIAN = gaussian_mixture_denoiser([1.0], jnp.zeros((1, 1)), [SD])
+DYNAMICS = {
+    "annealed_overdamped": lambda levels, step_size: annealed_overdamped(step_size),
+    "annealed_underdamped": lambda levels, step_size: annealed_underdamped(step_size),
+    "reverse_overdamped": lambda levels, step_size: reverse_overdamped(),
+    "reverse_underdamped": lambda levels, step_size: reverse_underdamped(levels),
+}
 
 
-def ends(path, num_draws=100_000):
+@cache
+def _program(name):
+    """The last observations of paths, given all numbers."""
+
+    @jax.jit
+    def run(keys, levels, mixture, widths, step_size, base_scale):
+        denoiser = gaussian_mixture_denoiser(*mixture)
+        means = mixture[1]
+
+        def one(key):
+            return annealed_path(
+                key,
+                denoiser,
+                levels,
+                dim=means.shape[1],
+                base_scale=base_scale,
+                width=lambda m: widths[jnp.argmin(jnp.sum((m - means) ** 2, axis=1))],
+                slow=DYNAMICS[name](levels, step_size),
+            ).observation
+
+        return jax.vmap(one)(keys)
+
+    return run
+
+
+GAUSSIAN = (jnp.ones(1), jnp.zeros((1, 1)), jnp.full(1, SD))
+MEANS = jnp.array([[-1.3, 0.0], [0.1, 0.9], [1.2, -0.5]])
+WEIGHTS = np.array([0.2, 0.5, 0.3])
+SCALES = np.array([0.1, 0.05, 0.15])
+MIXTURE = (jnp.asarray(WEIGHTS), MEANS, jnp.asarray(SCALES))
+LINE = (jnp.asarray(WEIGHTS), jnp.array([[-1.3], [0.1], [1.2]]), jnp.asarray(SCALES))
+
+
+def ends(
+    name, levels, widths, num_draws, mixture=GAUSSIAN, step_size=1.0, base_scale=1.0
+):
+    """The last observations of `num_draws` paths.
+
+    `widths` are those that the path takes the components of the mixture to have.
+    """
     keys = jax.random.split(jax.random.key(1), num_draws)
-    return jax.jit(jax.vmap(lambda key: path(key).look))(keys)
+    means = mixture[1]
+    widths = jnp.broadcast_to(jnp.reshape(jnp.asarray(widths), (-1, 1)), means.shape)
+    return np.asarray(
+        _program(name)(keys, levels, mixture, widths, step_size, base_scale)
+    )
 
 
-def annealed(num_levels, step_size, width, denoiser=GAUSSIAN):
-    levels = noise_levels(num_levels, 3.0, 0.05)
-    options = {"dim": 1, "base_scale": 1.0, "width": width, "step_size": step_size}
-    return lambda key: annealed_path(key, denoiser, levels, **options)
-
-
-def test_annealed_path_on_a_gaussian_has_the_law_of_its_recursion():
-    width, step_size = 0.3, 0.7
-    variance, decay = 1.0, np.exp(-step_size)
-    levels = np.asarray(noise_levels(12, 3.0, 0.05))
-    for s in levels:
-        share = 1 / (1 + s**2)
-        total = share * SD**2 + 1 - share
-        smallest = share * width**2 + 1 - share
-        factor = 1 - (1 - decay) * smallest / total
-        variance = factor**2 * variance + (1 - decay**2) * smallest
-    draws = ends(annealed(12, step_size, jnp.array([width])))
-    expected = variance * (1 + levels[-1] ** 2)
-    assert abs(draws.mean()) < 5 * np.sqrt(expected / len(draws))
-    assert abs(draws.var() / expected - 1) < 5 * np.sqrt(2 / len(draws))
-
-
-@pytest.mark.slow
-def test_annealed_path_is_exact_once_the_levels_are_many():
-    draws = ends(annealed(400, 0.7, jnp.array([SD])), 50_000)
-    expected = SD**2 + 0.05**2
-    assert abs(draws.var() / expected - 1) < 0.03
+def to_a_twentieth(num_levels, schedule="sigmoid"):
+    return noise_levels(num_levels, 3.0, 0.05, schedule)
 
 
 def annealed_variance(num_levels, step_size, width):
@@ -81,21 +106,6 @@ def reverse_variance(num_levels, width):
     return variance / (SD**2 + levels[-1] ** 2)
 
 
-DYNAMICS = {
-    "annealed_underdamped": lambda levels: annealed_underdamped(),
-    "reverse_overdamped": lambda levels: reverse_overdamped(),
-    "reverse_underdamped": reverse_underdamped,
-}
-every_dynamics = pytest.mark.parametrize("name", list(DYNAMICS))
-
-
-def walked(name, num_levels, width, denoiser=GAUSSIAN, schedule="sigmoid", dim=1):
-    levels = noise_levels(num_levels, 3.0, 0.05, schedule)
-    slow = DYNAMICS[name](levels)
-    options = {"dim": dim, "base_scale": 1.0, "width": width, "slow": slow}
-    return lambda key: annealed_path(key, denoiser, levels, **options)
-
-
 def kinetic_variance(num_levels, width):
     """The same for the kinetic reverse path, in position and velocity themselves."""
     levels = np.exp(np.linspace(np.log(3.0), np.log(0.05), num_levels))
@@ -117,38 +127,53 @@ def kinetic_variance(num_levels, width):
         given_x, earlier = (np.eye(2) - np.outer(e, e) for e in (a, before))
         gain = earlier @ step.T @ np.linalg.inv(given_x)
         pull = before - gain @ a
-        # D is SD^2/(SD^2 + s^2) times the look, the part of u along a
+        # D is SD^2/(SD^2 + s^2) times the observation, the part of u along a
         mean = gain + np.outer(pull, a / (a @ a)) * SD**2 / (SD**2 + s**2)
         noise = earlier - gain @ step @ earlier
         noise += np.outer(pull, pull) / (width**-2 + s**-2)
         covariance = mean @ covariance @ mean.T + noise
-    look = before / (before @ before)
-    return look @ covariance @ look / (SD**2 + levels[-1] ** 2)
+    observed = before / (before @ before)
+    return observed @ covariance @ observed / (SD**2 + levels[-1] ** 2)
 
 
-def test_reverse_paths_on_a_gaussian_have_the_laws_of_their_bridges():
-    for name, law in (
+def test_annealed_path_on_a_gaussian_has_the_law_of_its_recursion():
+    total = SD**2 + 0.05**2
+    draws = ends("annealed_overdamped", to_a_twentieth(12), 0.3, 100_000, step_size=0.7)
+    expected = annealed_variance(12, 0.7, 0.3) * total
+    assert abs(draws.mean()) < 5 * np.sqrt(expected / len(draws))
+    assert abs(draws.var() / expected - 1) < 5 * np.sqrt(2 / len(draws))
+
+
+@pytest.mark.slow
+def test_annealed_path_is_exact_once_the_levels_are_many():
+    draws = ends("annealed_overdamped", to_a_twentieth(400), SD, 50_000, step_size=0.7)
+    expected = SD**2 + 0.05**2
+    assert abs(draws.var() / expected - 1) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("name", "law"),
+    [
+        ("annealed_underdamped", None),
         ("reverse_overdamped", reverse_variance),
         ("reverse_underdamped", kinetic_variance),
-    ):
-        found = ends(walked(name, 16, 0.3)).var() / (SD**2 + 0.05**2)
+    ],
+)
+def test_paths_on_a_gaussian_have_the_laws_of_their_steps(name, law):
+    levels, total = to_a_twentieth(16), SD**2 + 0.05**2
+    if law is not None:
+        found = ends(name, levels, 0.3, 100_000).var() / total
         assert abs(found / law(16, 0.3) - 1) < 5 * np.sqrt(2 / 100_000)
-
-
-@every_dynamics
-def test_paths_are_exact_on_a_gaussian_of_the_width(name):
-    # what is left is the base in place of the first level, and a little lag
-    found = ends(walked(name, 16, SD)).var() / (SD**2 + 0.05**2)
+    # of the width: what is left is the base in place of the first level, and some lag
+    found = ends(name, levels, SD, 100_000).var() / total
     assert abs(found - 1) < 0.015 + 5 * np.sqrt(2 / 100_000)
 
 
 def test_annealed_bias_halves_as_the_slow_step_halves():
+    # the recursion is the law of the path, by the test above
     bias = [abs(annealed_variance(n, 32 / n, 0.3) - 1) for n in (64, 128, 256)]
     assert 1.7 < bias[0] / bias[1] < 2.3
     assert 1.7 < bias[1] / bias[2] < 2.3
-    draws = ends(annealed(64, 0.5, jnp.array([0.3])))
-    # one standard error is 0.0045
-    assert abs(draws.var() / (SD**2 + 0.05**2) - 1 + bias[0]) < 5 * 0.0045
 
 
 def test_reverse_bias_halves_as_the_levels_double():
@@ -162,62 +187,60 @@ def test_reverse_bias_halves_as_the_levels_double():
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_every_schedule_goes_from_the_first_noise_to_the_last(schedule):
-    levels = np.asarray(noise_levels(64, 3.0, 0.05, schedule))
-    np.testing.assert_allclose(levels[[0, -1]], [3.0, 0.05], rtol=1e-4)
+    levels = to_a_twentieth(64, schedule)
+    np.testing.assert_allclose(np.asarray(levels)[[0, -1]], [3.0, 0.05], rtol=1e-4)
     assert (np.diff(levels) < 0).all()
-    draws = ends(walked("reverse_overdamped", 64, SD, schedule=schedule), 50_000)
+    draws = ends("reverse_overdamped", levels, SD, 50_000)
     assert abs(draws.var() / (SD**2 + 0.05**2) - 1) < 0.02 + 5 * np.sqrt(2 / 50_000)
 
 
-MEANS = jnp.array([[-1.3, 0.0], [0.1, 0.9], [1.2, -0.5]])
-WEIGHTS = np.array([0.2, 0.5, 0.3])
-SCALES = np.array([0.1, 0.05, 0.15])
+def nearest_mode(draws, means):
+    apart = np.sum((draws[:, None] - np.asarray(means)) ** 2, axis=-1)
+    return np.argmin(apart, axis=1)
 
 
-@every_dynamics
+def weight_error(draws, means):
+    """Total variation between the weights of the modes and those found."""
+    found = np.bincount(nearest_mode(draws, means), minlength=3) / len(draws)
+    return 0.5 * np.abs(found - WEIGHTS).sum()
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize(
+    "name",
+    [
+        "reverse_overdamped",
+        pytest.param("annealed_underdamped", marks=pytest.mark.slow),
+        pytest.param("reverse_underdamped", marks=pytest.mark.slow),
+    ],
+)
 def test_paths_find_the_weights_and_shapes_of_modes(name):
-    denoiser = gaussian_mixture_denoiser(WEIGHTS, MEANS, SCALES)
-
-    def width(m):
-        return jnp.asarray(SCALES)[jnp.argmin(jnp.sum((m - MEANS) ** 2, axis=1))]
-
     num_levels = 800 if name.startswith("annealed") else 200
-    draws = ends(walked(name, num_levels, width, denoiser, dim=2), 10_000)
-    apart = jnp.sum((draws[:, None] - MEANS) ** 2, axis=-1)
-    nearest = np.asarray(jnp.argmin(apart, axis=1))
-    found = np.bincount(nearest, minlength=3) / len(draws)
+    draws = ends(name, to_a_twentieth(num_levels), SCALES, 10_000, MIXTURE)
     # the Monte-Carlo floor is 0.006; the rest is lag, and the step
-    assert 0.5 * np.abs(found - WEIGHTS).sum() < 0.03
+    assert weight_error(draws, MEANS) < 0.03
+    nearest = nearest_mode(draws, MEANS)
     for k in range(3):
-        inside = np.asarray(draws)[nearest == k] - MEANS[k]
+        inside = draws[nearest == k] - MEANS[k]
         sd = np.sqrt(SCALES[k] ** 2 + 0.05**2)
         assert (abs(inside.mean(0)) < 0.1 * sd).all()
         np.testing.assert_allclose(inside.std(0), sd, rtol=0.08)
 
 
 def test_a_narrow_base_misweighs_modes_even_with_the_exact_denoiser():
-    denoiser = gaussian_mixture_denoiser(WEIGHTS, MEANS, SCALES)
     levels = noise_levels(64, 3.0, 0.5)
-    options = {"dim": 2, "base_scale": 0.1, "width": 0.1, "slow": reverse_overdamped()}
-    draws = ends(lambda key: annealed_path(key, denoiser, levels, **options), 5_000)
-    apart = jnp.sum((draws[:, None] - MEANS) ** 2, axis=-1)
-    found = np.bincount(np.asarray(jnp.argmin(apart, axis=1)), minlength=3) / 5_000
+    draws = ends("reverse_overdamped", levels, 0.1, 5_000, MIXTURE, base_scale=0.1)
     # a tenth of the posterior's sd: twice the bound of a base that covers it, above
-    assert 0.5 * np.abs(found - WEIGHTS).sum() > 0.06
+    assert weight_error(draws, MEANS) > 0.06
 
 
-@pytest.mark.optimised
+@pytest.mark.slow
 def test_annealed_path_finds_the_weights_of_modes_as_it_gets_finer():
-    weights = jnp.array([0.2, 0.5, 0.3])
-    means = jnp.array([[-1.3], [0.1], [1.2]])
-    denoiser = gaussian_mixture_denoiser(weights, means, [0.1, 0.05, 0.15])
-
     def error(num_levels, step_size):
-        path = annealed(num_levels, step_size, jnp.array([0.05]), denoiser)
-        draws = ends(path, 20_000)
-        nearest = jnp.argmin(jnp.abs(draws - means[:, 0]), axis=1)
-        found = np.bincount(nearest, minlength=3) / len(draws)
-        return 0.5 * np.abs(found - np.asarray(weights)).sum()
+        levels = to_a_twentieth(num_levels)
+        options = {"mixture": LINE, "step_size": step_size}
+        draws = ends("annealed_overdamped", levels, 0.05, 20_000, **options)
+        return weight_error(draws, LINE[1])
 
     # the Monte-Carlo floor is 0.004
     coarse = error(50, 1.0)
@@ -225,12 +248,12 @@ def test_annealed_path_finds_the_weights_of_modes_as_it_gets_finer():
     assert error(800, 0.25) < 0.5 * coarse
 
 
-def looks_variance(num_looks, sigma, num_steps, step, friction=2.0):
-    """Variance of the mean of the looks, with the exact D of the Gaussian."""
+def observations_variance(num_observations, sigma, num_steps, step, friction=2.0):
+    """Variance of the mean of the observations, with the exact D of the Gaussian."""
     decay = np.exp(-friction * step)
     # rows and columns: y, velocity, mean of the earlier looks
     covariance = np.diag([1 + sigma**2, 1.0, 0.0])
-    for m in range(1, num_looks + 1):
+    for m in range(1, num_observations + 1):
         shrink = SD**2 / (SD**2 + sigma**2 / m)
         kick = np.eye(3)
         kick[1] += step * np.array([shrink / m - 1, 0, shrink * (m - 1) / m]) / sigma
@@ -247,30 +270,47 @@ def looks_variance(num_looks, sigma, num_steps, step, friction=2.0):
     return covariance[2, 2]
 
 
-def looks(num_looks, sigma, num_steps, step):
-    return lambda key: looks_path(
-        key,
-        GAUSSIAN,
-        num_looks,
-        dim=1,
-        base_scale=1.0,
-        noise=jnp.asarray(sigma),
-        num_steps=num_steps,
-        step_size=step,
-    )
+@jax.jit
+def _observed(keys, base_scale, noise, num_observations, num_steps, step_size):
+    def one(key):
+        return observations_path(
+            key,
+            gaussian_mixture_denoiser(*GAUSSIAN),
+            num_observations,
+            dim=1,
+            base_scale=base_scale,
+            noise=noise,
+            num_steps=num_steps,
+            step_size=step_size,
+        ).observation
+
+    return jax.vmap(one)(keys)
 
 
-def test_looks_path_on_a_gaussian_has_the_law_of_its_recursion():
-    expected = looks_variance(5, 1.2, 3, 0.7)
-    draws = ends(looks(5, 1.2, 3, 0.7))
+def observed(*numbers):
+    keys = jax.random.split(jax.random.key(1), 100_000)
+    return np.asarray(_observed(keys, *numbers))
+
+
+def test_observations_path_on_a_gaussian_has_the_law_of_its_recursion():
+    expected = observations_variance(5, 1.2, 3, 0.7)
+    draws = observed(1.0, jnp.asarray(1.2), 5, 3, 0.7)
     assert abs(draws.mean()) < 5 * np.sqrt(expected / len(draws))
     assert abs(draws.var() / expected - 1) < 5 * np.sqrt(2 / len(draws))
 
 
-def test_error_of_the_looks_step_falls_by_four_as_it_halves():
+def test_mean_of_many_observations_has_the_smoothed_law():
+    num_observations, sigma = 16, 1.5
+    draws = observed(SD, jnp.asarray(sigma), num_observations, 4, 1.4)
+    expected = SD**2 + sigma**2 / num_observations
+    # one standard error is 0.5 %
+    assert abs(draws.var() / expected - 1) < 0.05
+
+
+def test_error_of_the_observations_step_falls_by_four_as_it_halves():
     # the recursion is the law of the path, by the test above; time is held fixed
     def law(num_steps):
-        return looks_variance(5, 1.2, num_steps, 2.8 / num_steps)
+        return observations_variance(5, 1.2, num_steps, 2.8 / num_steps)
 
     limit = law(4096)
     for num_steps in (4, 8, 16):
@@ -278,28 +318,8 @@ def test_error_of_the_looks_step_falls_by_four_as_it_halves():
         assert 3.0 < error < 7.0
 
 
-def test_lag_of_the_looks_falls_with_their_steps():
+def test_lag_of_the_observations_falls_with_their_steps():
     exact = SD**2 + 1.2**2 / 24
-    bias = [abs(looks_variance(24, 1.2, n, 1.4) / exact - 1) for n in (1, 2, 4)]
+    bias = [abs(observations_variance(24, 1.2, n, 1.4) / exact - 1) for n in (1, 2, 4)]
     assert bias[0] > 0.2
     assert max(bias[1:]) < 0.02
-
-
-def test_mean_of_many_looks_has_the_smoothed_law():
-    num_looks, sigma = 16, 1.5
-    draws = ends(
-        lambda key: looks_path(
-            key,
-            GAUSSIAN,
-            num_looks,
-            dim=1,
-            base_scale=SD,
-            noise=jnp.asarray(sigma),
-            num_steps=4,
-            step_size=1.4,
-        ),
-        20_000,
-    )
-    expected = SD**2 + sigma**2 / num_looks
-    # one standard error is 1 %
-    assert abs(draws.var() / expected - 1) < 0.05

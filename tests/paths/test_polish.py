@@ -7,6 +7,7 @@ Tolerances are four and a half standard errors, with fixed seeds: false alarms b
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from nutfree.modes.mixture import modes_of
 from nutfree.numerics.evaluation import counted_value_and_grad
@@ -40,20 +41,28 @@ def exact_draws(num_draws):
     return MEANS[k] + SCALES[k] * rng.standard_normal((num_draws, 2))
 
 
-def run(starts, **options):
+@jax.jit
+def _run(keys, starts, options):
     def one(key, u):
         value, grad, _ = EVALUATE(u, 0)
         return polish(key, Point(u, value, grad), EVALUATE, MODES, **options)
 
+    return jax.vmap(one)(keys, starts)
+
+
+def run(starts, num_steps, num_jumps):
+    """The numbers of moves are arguments: one program for each number of starts."""
     keys = jax.random.split(jax.random.key(1), len(starts))
-    return jax.jit(jax.vmap(one))(keys, jnp.asarray(starts, jnp.float32))
+    options = {"step_size": 0.7, "num_steps": num_steps, "num_jumps": num_jumps}
+    return _run(keys, jnp.asarray(starts, jnp.float32), options)
 
 
+@pytest.mark.optimised
 def test_exact_draws_stay_exact():
     starts = exact_draws(40_000)
     expected = np.concatenate([starts, starts**2, starts > 0], axis=1)
-    for options in ({"num_steps": 6, "num_jumps": 0}, {"num_steps": 1, "num_jumps": 9}):
-        end = run(starts, step_size=0.7, **options)
+    for numbers in ((6, 0), (1, 9)):
+        end = run(starts, *numbers)
         u = np.asarray(end.point.u)
         found = np.concatenate([u, u**2, u > 0], axis=1)
         error = np.sqrt((found.var(0) + expected.var(0)) / len(u))
@@ -62,7 +71,7 @@ def test_exact_draws_stay_exact():
 
 
 def test_jumps_repair_the_weights_of_modes():
-    end = run(np.tile(MEANS[0], (4000, 1)), step_size=0.7, num_steps=20, num_jumps=20)
+    end = run(np.tile(MEANS[0], (4000, 1)), 20, 20)
     share = (np.asarray(end.point.u)[:, 0] > 0).mean()
     # one standard error is 0.007
     assert abs(share - np.mean(exact_draws(400_000)[:, 0] > 0)) < 0.035
@@ -70,8 +79,7 @@ def test_jumps_repair_the_weights_of_modes():
 
 
 def test_moves_are_counted_one_gradient_each():
-    end = run(exact_draws(3), step_size=0.7, num_steps=5, num_jumps=2)
-    assert (end.spent == 7).all()
+    assert (run(exact_draws(5), 5, 2).spent == 7).all()
 
 
 def test_a_start_that_is_not_finite_is_replaced():
@@ -83,16 +91,10 @@ def test_a_start_that_is_not_finite_is_replaced():
 
 
 def test_log_densities_are_means_over_halves_of_halves_of_the_moves():
+    # the first moves do not depend on how many there are
     starts = exact_draws(5)
-
-    def after(num_steps):
-        # the first moves do not depend on how many there are; nor is it compiled in
-        options = {"num_steps": num_steps, "num_jumps": 0}
-        return run(starts, step_size=0.7, **options)
-
-    run_of = jax.jit(after)
-    values = np.stack([run_of(jnp.asarray(n)).point.value for n in range(1, 9)], axis=1)
-    parts = np.asarray(run_of(jnp.asarray(8)).log_densities)
+    values = np.stack([run(starts, n, 0).point.value for n in range(1, 9)], axis=1)
+    parts = np.asarray(run(starts, 8, 0).log_densities)
     np.testing.assert_allclose(parts[:, 0], values[:, 4:].mean(1), rtol=1e-5)
     np.testing.assert_allclose(parts[:, 1], values[:, 2:4].mean(1), rtol=1e-5)
     np.testing.assert_allclose(parts[:, 2], values[:, 1], rtol=1e-5)

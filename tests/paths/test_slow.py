@@ -20,7 +20,7 @@ NODES = jnp.sinh(jnp.linspace(-12, 12, 301))
 
 
 def exact_estimate(nu):
-    """Of a look at a Student-t, through Student-t noise or through Gaussian."""
+    """Of a Student-t observed through Student-t noise or through Gaussian."""
 
     def step(rng_key, carry, m, s, count):
         del rng_key
@@ -51,10 +51,10 @@ def beyond_ten(slow, nu, num_draws=8000, num_levels=64):
             noise_levels(num_levels, 3.0, 0.1),
             dim=1,
             base_scale=WIDTH,
-            width=jnp.full(1, WIDTH),
+            width=lambda m: jnp.full(1, WIDTH),
             slow=slow,
             degrees_of_freedom=nu,
-        ).look[0]
+        ).observation[0]
 
     keys = jax.random.split(jax.random.key(0), num_draws)
     return float(jnp.mean(jnp.abs(jax.jit(jax.vmap(path))(keys)) > 10.0))

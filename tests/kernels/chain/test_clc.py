@@ -1,48 +1,41 @@
-"""The chain of looks from its own warm-up. Tolerances are four standard errors or more.
+"""The chain of observations from its own warm-up.
 
-With fixed seeds, false alarms are below 1e-3 for the file.
+Tolerances are four standard errors or more. With fixed seeds, false alarms are below
+1e-3 for the file.
 """
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nutfree.kernels.chain.clc import SPEC
+from nutfree.kernels.chain.clc import SPEC, Options
 from nutfree.target import Target
-from tests.kernels.multiscale.test_multalmc import (
-    RING,
-    WEIGHTS,
-    ring,
-    sample,
-)
+from tests.chains import sample
+from tests.paths.oracles import RING, assert_ring
 
 
-def test_modes_have_their_weights():
-    target = Target(ring, position={"x": jnp.zeros(2)})
-    states, info, _ = sample(target, spec=SPEC, num_warmup=20, num_samples=1000)
-    x = np.asarray(states.position["x"])
-    mode = np.linalg.norm(x[:, None] - RING, axis=-1).argmin(1)
-    share = np.bincount(mode, minlength=8) / len(x)
-    error = np.sqrt(WEIGHTS * (1 - WEIGHTS) / len(x))
-    assert (abs(share - WEIGHTS) < 4.5 * error).all()
-    inside = x - RING[mode]
-    np.testing.assert_allclose(inside.std(0), 0.7, rtol=0.1)
-    assert not info.is_divergent.any()
+@pytest.mark.slow
+def test_modes_have_their_weights_and_the_cost_is_what_the_spec_says():
+    states, info, params = sample(RING, spec=SPEC, num_warmup=20, num_samples=1000)
+    assert_ring(states, info)
+    assert (info.num_grad_evals == SPEC.gradients(Options(), params, RING)).all()
 
 
 @pytest.mark.slow
 def test_jump_shrinks_the_law_and_the_draw_does_not():
     target = Target(lambda x: -0.5 * jnp.sum(x**2), jnp.zeros(3))
     options = {"num_warmup": 0, "num_samples": 1500, "num_starts": 8, "spec": SPEC}
-    looks = {"num_looks": 8, "noise": 1.5, "num_look_steps": 6}
-    jumped, info, _ = sample(target, final="jump", **looks, **options)
-    drawn, _, _ = sample(target, final="draw", **looks, **options)
-    # Var E[X | ybar] = 1 / (1 + noise^2 / looks)
+    path = {"num_observations": 8, "noise": 1.5, "num_observation_steps": 6}
+    jumped, info, params = sample(target, final="jump", **path, **options)
+    drawn, _, _ = sample(target, final="draw", **path, **options)
+    # Var E[X | ybar] = 1 / (1 + noise^2 / observations)
     shrunk = 1 / (1 + 1.5**2 / 8)
     # one standard error of a variance over three coordinates is 2 %
     assert abs(jumped.position.var() / shrunk - 1) < 0.09
     assert abs(drawn.position.var() - 1) < 0.09
-    # one estimate of D more than the looks, and the evaluation of where it lands
+    # one estimate of D more than the observations, and the evaluation of its end
+    told = SPEC.gradients(Options(final="jump", **path), params, target)
+    assert (info.num_grad_evals == told).all()
     assert (info.num_grad_evals == (8 * 6 + 1) * 2 + 1).all()
     assert np.isnan(info.acceptance_rate).all()
 

@@ -3,70 +3,29 @@
 With fixed seeds, false alarms are below 1e-3 for the file.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nutfree.kernels.multiscale.multalmc import SPEC
+from nutfree.kernels.multiscale.multalmc import SPEC, Options
 from nutfree.target import Target
+from tests import chains
+from tests.paths.oracles import RING, assert_ring
 
-ANGLES = np.arange(8) * np.pi / 4
-RING = 10 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1)
-WEIGHTS = np.random.default_rng(0).dirichlet(np.ones(8))
-
-
-def ring(x):
-    squares = jnp.sum((x["x"] - RING) ** 2, axis=-1) / 0.7**2
-    return jax.nn.logsumexp(jnp.log(WEIGHTS) - 0.5 * squares)
+sample = partial(chains.sample, spec=SPEC)
 
 
-def sample(target, seed=0, num_warmup=60, num_samples=500, spec=SPEC, **options):
-    """Draws of one chain, their infos, and the parameters."""
-    static, fixed = spec.check(options)
-    kernel = spec.bind(spec.build_kernel, static)()
-    warmup = spec.bind(spec.warmup, static)()
-
-    def chain(key):
-        pilot_key, warmup_key, draw_key = jax.random.split(key, 3)
-        adapt = warmup.init(pilot_key, target.position, target, num_warmup)
-        state = spec.init(adapt.position, target)
-
-        def tune(carry, key):
-            adapt, state = carry
-            state, info = kernel(key, state, target, **(adapt.params | fixed))
-            return (warmup.update(adapt, state, info), state), None
-
-        def draw(state, key):
-            state, info = kernel(key, state, target, **params)
-            return state, (state, info)
-
-        carry = (adapt, state)
-        keys = jax.random.split(warmup_key, num_warmup)
-        (adapt, state), _ = jax.lax.scan(tune, carry, keys)
-        params = warmup.final(adapt) | fixed
-        keys = jax.random.split(draw_key, num_samples)
-        return jax.lax.scan(draw, state, keys)[1], params
-
-    (states, info), params = jax.jit(chain)(jax.random.key(seed))
-    return states, info, params
+def test_modes_have_their_weights_and_the_cost_is_what_the_spec_says():
+    states, info, params = sample(RING, num_warmup=20, num_samples=1000)
+    assert_ring(states, info)
+    assert (info.num_grad_evals == SPEC.gradients(Options(), params, RING)).all()
 
 
-def test_modes_have_their_weights():
-    target = Target(ring, position={"x": jnp.zeros(2)})
-    states, info, _ = sample(target, num_warmup=20, num_samples=1000)
-    x = np.asarray(states.position["x"])
-    mode = np.linalg.norm(x[:, None] - RING, axis=-1).argmin(1)
-    share = np.bincount(mode, minlength=8) / len(x)
-    error = np.sqrt(WEIGHTS * (1 - WEIGHTS) / len(x))
-    assert (abs(share - WEIGHTS) < 4.5 * error).all()
-    inside = x - RING[mode]
-    np.testing.assert_allclose(inside.std(0), 0.7, rtol=0.1)
-    np.testing.assert_allclose(inside.mean(0), 0.0, atol=0.1)
-    assert not info.is_divergent.any()
-
-
-@pytest.mark.parametrize("dim", [1, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [1, 100])
 def test_gaussian_has_its_mean_and_sd_without_warmup(dim):
     sd = jnp.logspace(-1, 1, dim) if dim > 1 else jnp.ones(1)
     target = Target(lambda x: -0.5 * jnp.sum(((x - 3.0) / sd) ** 2), jnp.zeros(dim))
@@ -135,13 +94,6 @@ def test_a_kink_is_no_obstacle():
     # the mean size is 1, one standard error 0.014 over all coordinates
     assert abs(np.abs(x).mean() - 1) < 0.07
     assert (abs(x.mean(0)) < 4.5 * 2**0.5 / 1000**0.5).all()
-
-
-def test_cost_is_what_the_counts_say():
-    target = Target(ring, position={"x": jnp.zeros(2)})
-    options = {"num_levels": 5, "num_fast_steps": 3, "num_steps": 7, "num_jumps": 2}
-    _, info, _ = sample(target, num_warmup=0, num_samples=2, **options)
-    assert (info.num_grad_evals == 5 * 3 + 1 + 7 + 2).all()
 
 
 @pytest.mark.slow

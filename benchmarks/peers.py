@@ -32,10 +32,10 @@ from nutfree.minibatch.gradients import (
     control_variate,
     default_batch_size,
     flat_minibatch,
-    step_for_inflation,
 )
 from nutfree.minibatch.mode import laplace_of_rows
 from nutfree.minibatch.sampling import draw_rows
+from nutfree.numerics.langevin import step_for_inflation
 from nutfree.numerics.preconditioning import matvec, root
 
 type Chain = Callable[[], tuple]

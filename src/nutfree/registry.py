@@ -41,6 +41,7 @@ def option(
     choices: tuple[str, ...] | None = None,
     tuned: bool = False,
     of_model: bool = False,
+    needs_fixed_rows: tuple[str, ...] = (),
 ) -> Any:
     """A field of a kernel's options dataclass.
 
@@ -53,6 +54,8 @@ def option(
             the user gives a value, which is then kept as it is.
         of_model: True for one that says how the host reads a NumPyro model; it is
             refused where there is no model.
+        needs_fixed_rows: values for which the kernel remembers something of each row
+            by its number; they are refused where rows are read from disk.
     """
     bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
     metadata = {
@@ -61,6 +64,7 @@ def option(
         "choices": choices,
         "tuned": tuned,
         "of_model": of_model,
+        "needs_fixed_rows": needs_fixed_rows,
     }
     return field(default=default, metadata=metadata)
 

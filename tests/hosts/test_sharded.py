@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import nutfree as nf
-from nutfree.kernels.sgld import sgld
+from nutfree import registry
 from nutfree.minibatch.gradients import Control
 
 N, DIM, BATCH = 40_000, 5, 200
@@ -31,7 +31,8 @@ def test_a_step_on_sharded_rows_exchanges_batches_and_makes_the_same_draws():
     devices = jax.local_devices()
     assert len(devices) == 2
     spread = NamedSharding(Mesh(devices, ("rows",)), PartitionSpec("rows"))
-    kernel = sgld.build_kernel(batch_size=BATCH)
+    sgld = registry.get("sgld")
+    kernel = sgld.build_kernel(sgld.options(batch_size=BATCH))
 
     @jax.jit
     def transition(data):

@@ -140,7 +140,7 @@ def test_a_table_that_would_not_fit_is_refused_with_what_to_write_instead():
     target = Target(lambda x: x[0], position=jnp.zeros(5), minibatch=minibatch)
     kernel = nf.kernel("sgld", target, gradient="saga")
     with pytest.raises(nf.InvalidOption, match="svrg"):
-        kernel.spec.init(jnp.zeros(5), target, gradient="saga")
+        kernel.spec.init(jnp.zeros(5), target, options=kernel.algorithm.options)
 
 
 def test_rows_that_change_their_numbers_cannot_be_remembered(rows_of_logistic):

@@ -10,8 +10,6 @@ from nutfree.minibatch.gradients import (
     default_batch_size,
     full_logdensity,
     plain,
-    predicted_inflation,
-    step_for_inflation,
     sum_rows,
     whitened_noise,
 )
@@ -233,14 +231,3 @@ def test_gradient_at_the_centre_is_exact_in_float32_with_a_million_rows():
 )
 def test_default_batch_grows_with_rows_and_dimension(num_data, dim, expected):
     assert default_batch_size(num_data, dim) == expected
-
-
-@pytest.mark.parametrize(("noise", "curvature"), [(0.0, 1.0), (30.0, 1.0), (2.0, 9.0)])
-def test_step_size_gives_the_inflation_asked_for(noise, curvature):
-    step_size = step_for_inflation(0.05, noise, curvature)
-    inflation = predicted_inflation(step_size, noise, curvature)
-    np.testing.assert_allclose(inflation, 0.05, rtol=1e-4)
-
-
-def test_an_unstable_step_predicts_infinite_inflation():
-    assert predicted_inflation(4.0, 0.0, 1.0) == jnp.inf

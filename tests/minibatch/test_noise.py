@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nutfree.kernels.sgld.stochastic import row_sampler
 from nutfree.minibatch.gradients import control_at
 from nutfree.minibatch.mode import curvature_around, laplace_of_rows
-from nutfree.minibatch.noise import surroundings
+from nutfree.minibatch.noise import BatchedPosterior, survey
+from nutfree.minibatch.sampling import row_sampler
 from nutfree.target import Minibatch
 
 NUM_DATA, SIZE, SD = 2_000, 50, 6.0
@@ -34,21 +34,18 @@ BENT = minibatch_of(lambda x: x[1] + x[0] ** 2)
 def found_around(rng_key, minibatch, gradient="plain", unequal=False):
     mode, _ = laplace_of_rows(rng_key, minibatch, jnp.ones(2), 0.0)
     control, _ = control_at(minibatch, mode.centre, 0.0)
-    around, spent = surroundings(
-        rng_key,
+    posterior = BatchedPosterior(
         minibatch,
-        row_sampler(NUM_DATA, SIZE, True),
         mode,
         control,
-        0.0,
-        batch_size=SIZE,
-        gradient=gradient,
+        gradient,
+        SIZE,
+        row_sampler(NUM_DATA, SIZE),
         reshape=lambda mode: mode,
-        total=lambda mode, noise: noise,
-        unequal=unequal,
-        limit=0.0,
-        max_inflation=0.05,
+        total_noise=lambda mode, noise: noise,
     )
+    limit = 0.0 if unequal else None
+    around, spent = survey(rng_key, posterior, 0.05, limit, 0.0)
     return mode, around, spent
 
 

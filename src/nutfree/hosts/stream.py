@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import fields
 from typing import Any
 
 import jax
@@ -39,8 +40,6 @@ AHEAD = 2
 MAX_DRAWS = 256
 #: A window's share of the error of variances from which on it is worth a warning.
 MAX_EXCESS = 0.02
-#: What a kernel may not do, as it needs to know a row again.
-_REMEMBERS = {"gradient": ("saga",), "sampling": ("importance",)}
 
 
 def loaded(args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, dict]:
@@ -68,11 +67,12 @@ def check_streams(kernel: MCMCKernel, chain_method: str | None) -> None:
             f"The kernel '{name}' needs all rows at once, and these stay on disk. Take "
             'one of the SGLD family, nutfree.kernel("sgld", model), or load the data.'
         )
-    for option, values in _REMEMBERS.items():
-        if kernel.options.get(option) in values:
+    for option in fields(kernel.spec.options):
+        value = getattr(kernel.algorithm.options, option.name)
+        if value in option.metadata["needs_fixed_rows"]:
             raise InvalidOption(
-                f"{option}='{kernel.options[option]}' keeps a number for each row, "
-                "which rows on disk do not allow. Leave it out."
+                f"{option.name}='{value}' keeps a number for each row, which rows on "
+                "disk do not allow. Leave it out."
             )
     if chain_method not in (None, "vectorized"):
         raise InvalidOption(

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from nutfree.errors import InvalidOption
 from nutfree.minibatch.gradients import (
+    BLOCK_SIZE,
     Control,
     control_variate,
     plain,
@@ -31,9 +32,12 @@ from nutfree.minibatch.sampling import Rows, is_first, require_fixed_rows
 from nutfree.numerics.evaluation import is_finite, select
 from nutfree.target import Minibatch
 
-#: Numbers in SAGA's table, N x d, and rows of it that are filled at once.
+#: Numbers in SAGA's table, N x d, at most.
 MAX_TABLE = 2 * 10**7
+#: Rows of SAGA's table that are filled at once.
 TABLE_BLOCK = 1024
+#: Numbers of a block of rows' gradients that are in memory at once.
+MAX_NUMBERS = 2**20
 
 
 class Estimator(NamedTuple):
@@ -44,10 +48,14 @@ class Estimator(NamedTuple):
     gradient
         `(minibatch, rows, x, control, memory, count) -> (gradient, memory, count)`,
         over flat vectors; `control` is what warm-up found, a `Control` or `()`.
+    cost
+        `(batch_size, num_data) -> gradients over all rows` that a step spends on
+        average, without what the first one does once.
     """
 
     start: Callable[[Minibatch, jax.Array], Any]
     gradient: Callable
+    cost: Callable[[int, int], float]
 
 
 def estimator(name: str, refresh_every: int | None = None) -> Estimator:
@@ -57,16 +65,21 @@ def estimator(name: str, refresh_every: int | None = None) -> Estimator:
     return {"plain": PLAIN, "control_variate": CONTROL_VARIATE, "saga": SAGA}[name]
 
 
-def _forgetful(gradient: Callable) -> Estimator:
+def _forgetful(gradient: Callable, evaluations: int) -> Estimator:
+    """An estimator without memory that evaluates each row so many times."""
+
     def estimate(minibatch, rows, x, control, memory, count):
         gradient_, count = gradient(minibatch, rows, x, control, count)
         return gradient_, memory, count
 
-    return Estimator(lambda minibatch, x: (), estimate)
+    def cost(batch_size, num_data):
+        return evaluations * batch_size / num_data
+
+    return Estimator(lambda minibatch, x: (), estimate, cost)
 
 
-PLAIN = _forgetful(plain)
-CONTROL_VARIATE = _forgetful(control_variate)
+PLAIN = _forgetful(plain, 1)
+CONTROL_VARIATE = _forgetful(control_variate, 2)
 
 
 class Snapshot(NamedTuple):
@@ -77,14 +90,19 @@ class Snapshot(NamedTuple):
 
 
 def _svrg(refresh_every: int | None) -> Estimator:
+    def period_of(batch_size, num_data):
+        return refresh_every or -(-num_data // batch_size)
+
+    def cost(batch_size, num_data):
+        return 2 * batch_size / num_data + 1 / period_of(batch_size, num_data)
+
     def start(minibatch, x):
         del minibatch
         return Snapshot(Control(jnp.zeros_like(x), jnp.zeros_like(x)), jnp.asarray(0))
 
     def estimate(minibatch, rows, x, control, memory, count):
         del control
-        batch_size = rows.indices.shape[0]
-        period = refresh_every or -(-minibatch.num_data // batch_size)
+        period = period_of(rows.indices.shape[0], minibatch.num_data)
         due = memory.steps_left <= 0
         (_, high), (_, low) = sum_rows(minibatch, x, due=due)
         # one that is not finite is taken again at the next step
@@ -96,7 +114,7 @@ def _svrg(refresh_every: int | None) -> Estimator:
         gradient = jnp.where(due & ~good, jnp.nan, gradient)
         return gradient, Snapshot(control, jnp.maximum(steps_left, 0)), count
 
-    return Estimator(start, estimate)
+    return Estimator(start, estimate, cost)
 
 
 class Table(NamedTuple):
@@ -119,6 +137,49 @@ def row_gradients(minibatch: Minibatch, x: jax.Array, indices: jax.Array):
         return minibatch.terms(x, i[None])[1][0]
 
     return jax.vmap(jax.value_and_grad(one), (None, 0))(x, indices)
+
+
+def row_importance(
+    minibatch: Minibatch,
+    pairs: tuple[jax.Array, jax.Array],
+    relative: bool,
+    whiten: Callable,
+    count: Any,
+    due: jax.Array,
+) -> tuple[jax.Array, Any]:
+    """The root mean square of each row's whitened gradient, `(N,)`, and the count.
+
+    Args:
+        pairs: positions x and centres, `(k, d)` each, over which the mean is.
+        relative: of how the gradient at x differs from that at the centre.
+        whiten: a gradient in the coordinates in which the posterior's sd is one.
+        due: where False, nothing is evaluated, and the result is zero.
+    """
+    num_data = minibatch.num_data
+    num_pairs, dim = pairs[0].shape
+    size = max(1, min(num_data, BLOCK_SIZE, MAX_NUMBERS // dim))
+    num_blocks = -(-num_data // size)
+
+    def block(i, squares):
+        # the last block begins early enough to be whole
+        start = jnp.minimum(i * size, num_data - size)
+        indices = start + jnp.arange(size)
+
+        def add(total, pair):
+            _, g = row_gradients(minibatch, pair[0], indices)
+            if relative:
+                g = g - row_gradients(minibatch, pair[1], indices)[1]
+            return total + jnp.sum(jax.vmap(whiten)(g) ** 2, axis=1), None
+
+        total, _ = jax.lax.scan(add, jnp.zeros(size, squares.dtype), pairs)
+        return jax.lax.dynamic_update_slice(squares, total, (start,))
+
+    rounds = jnp.where(due, num_blocks, 0)
+    squares = jnp.zeros(num_data, pairs[0].dtype)
+    squares = jax.lax.fori_loop(0, rounds, block, squares)
+    evaluated = rounds * size / num_data
+    count = count + num_pairs * (1 + relative) * evaluated
+    return jnp.sqrt(squares), count
 
 
 def _empty_table(minibatch, x) -> Table:
@@ -185,7 +246,9 @@ def _saga(minibatch, rows: Rows, x, control, memory, count):
     return jnp.where(good, estimate, jnp.nan), table, count
 
 
-SAGA = Estimator(_empty_table, _saga)
+SAGA = Estimator(
+    _empty_table, _saga, lambda batch_size, num_data: (batch_size + 1) / num_data
+)
 #: The words for `gradient=`.
 GRADIENTS = ("control_variate", "plain", "svrg", "saga")
 #: Those whose centre is a past position of the chain, not the mode.

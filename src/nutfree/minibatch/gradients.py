@@ -219,22 +219,3 @@ def whitened_noise(
     rounds = jnp.where(due, num_positions, 0)
     noise, size, count = jax.lax.fori_loop(0, rounds, one, (*zeros, count))
     return noise / num_positions, size / num_positions, count
-
-
-def predicted_inflation(step_size, noise, curvature) -> jax.Array:
-    """How much too large a step makes the posterior variance, as a fraction.
-
-    On a Gaussian, in coordinates in which its sd is one, the chain's stationary
-    variance is (1 + hV/4)/(1 - h L/4): V is the variance of the gradient's noise,
-    and L = 1 unless the preconditioner misses a correlation, when it is the largest
-    eigenvalue of the preconditioned precision.
-    """
-    stable = step_size * curvature < 4
-    denominator = jnp.where(stable, 1 - step_size * curvature / 4, 1.0)
-    inflation = (1 + step_size * noise / 4) / denominator - 1
-    return jnp.where(stable, inflation, jnp.inf)
-
-
-def step_for_inflation(inflation: float, noise, curvature) -> jax.Array:
-    """The step size h at which `predicted_inflation` is `inflation`."""
-    return 4 * inflation / (noise + (1 + inflation) * curvature)

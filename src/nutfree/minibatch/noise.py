@@ -13,35 +13,37 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nutfree.minibatch.estimators import WANDERING, row_gradients
+from nutfree.minibatch.estimators import WANDERING, row_importance
 from nutfree.minibatch.gradients import (
-    BLOCK_SIZE,
     Control,
     control_variate,
     plain,
-    step_for_inflation,
     whitened_noise,
 )
 from nutfree.minibatch.mode import curvature_around
 from nutfree.minibatch.sampling import even_shares, row_shares
-from nutfree.numerics.evaluation import is_finite, select
+from nutfree.minibatch.walk import langevin_walk
+from nutfree.numerics.evaluation import select
+from nutfree.numerics.langevin import step_for_inflation
 from nutfree.numerics.laplace import Laplace
 from nutfree.numerics.preconditioning import matvec, root, transpose
 from nutfree.target import Minibatch
 
-#: Places at which the noise is measured; those of them at which the curvature is, if it
-#: is not the mode's; and those at which the rows' gradients are compared.
-NUM_PLACES, CURVATURE_PLACES, IMPORTANCE_PLACES = 64, 8, 4
+#: Places at which the noise is measured.
+NUM_PLACES = 64
+#: Places at which the curvature is computed, if it is not the mode's.
+CURVATURE_PLACES = 8
+#: Places at which the rows' gradients are compared.
+IMPORTANCE_PLACES = 4
 #: A Gaussian's gradients have a mean square of d; up to so many times that is as good.
 CURVED = 2.0
-#: The most walks; the steps of each, and those over which it averages the noise for its
-#: step size.
-WALKS, WALK_STEPS, WALK_MEMORY = 2, 2048, 64
-#: Numbers of a block of rows' gradients, or of the places, that are in memory at once.
+#: The most walks.
+WALKS = 2
+#: Numbers of all places together, at most.
 MAX_NUMBERS = 2**20
 
 
-class Surroundings(NamedTuple):
+class Survey(NamedTuple):
     """What was measured around a mode.
 
     covariance
@@ -60,203 +62,247 @@ class Surroundings(NamedTuple):
     places: jax.Array
 
 
-def surroundings(
-    rng_key: jax.Array,
-    minibatch: Minibatch,
-    draw_rows: Callable,
-    mode: Laplace,
-    control: Control,
-    count: Any,
-    *,
-    batch_size: int,
-    gradient: str,
-    reshape: Callable,
-    total: Callable,
-    unequal: bool,
-    limit: float,
-    max_inflation: float,
-) -> tuple[Surroundings, Any]:
-    """Measure them.
+class BatchedPosterior(NamedTuple):
+    """A posterior around its mode, and how a kernel estimates its gradient.
 
-    Args:
-        draw_rows: `(rng_key, shares) -> Rows`.
-        control: at the mode.
-        count: gradients spent so far.
-        batch_size: rows of a gradient; where it is all of them, there is no noise.
-        gradient: name of the estimator.
-        reshape: `mode -> mode`, with the covariance of the law that the kernel has.
-        total: `(mode, noise) -> noise`, with what the kernel adds to that of batches.
-        unequal: whether rows may be drawn unevenly.
-        limit: the noise above which they are.
-        max_inflation: of the walk, as of the kernel.
+    minibatch
+        Its rows, over flat vectors.
+    mode
+        Where it is highest, and the curvature there.
+    control
+        The `Control` at the mode.
+    gradient
+        Name of the estimator.
+    batch_size
+        Rows of a gradient; where it is all of them, there is no noise.
+    draw_rows
+        `(rng_key, shares) -> Rows`.
+    reshape
+        `mode -> mode`, with the covariance of the law that the kernel has.
+    total_noise
+        `(mode, noise) -> noise`, with what the kernel adds to that of batches.
     """
-    keys = jax.random.split(rng_key, 4)
-    centre, num_data = mode.centre, minibatch.num_data
-    dim, dtype = centre.size, centre.dtype
-    wandering = gradient in WANDERING
 
-    def gradient_at(key, pair, count, shares):
-        rows = draw_rows(key, shares)
-        if gradient == "plain":
-            return plain(minibatch, rows, pair[0], (), count)
-        # elsewhere than at the mode the sum is not that of the rows there: a constant
-        there = Control(pair[1], control.rows_gradient)
-        return control_variate(minibatch, rows, pair[0], there, count)
+    minibatch: Minibatch
+    mode: Laplace
+    control: Control
+    gradient: str
+    batch_size: int
+    draw_rows: Callable
+    reshape: Callable
+    total_noise: Callable
 
-    def pairs_of(places, apart=False):
-        """With where the estimate is exact: the mode, or a stand-in for the past."""
-        others = jnp.broadcast_to(centre, places.shape)
-        past = jnp.roll(places, len(places) // 2, axis=0)
-        return places, jnp.where(apart, past, others)
+    @property
+    def remembers_past(self) -> bool:
+        """Whether the estimate is exact at a past position, instead of the mode."""
+        return self.gradient in WANDERING
 
-    def in_all(covariance, noise):
-        noise = total(mode._replace(covariance=covariance), noise)
+    def factor(self, covariance: jax.Array) -> jax.Array:
+        """The root of the preconditioner that a covariance gives."""
+        return root(self.reshape(self.mode._replace(covariance=covariance)).covariance)
+
+    def noise_with(self, covariance: jax.Array, noise: jax.Array) -> jax.Array:
+        """The kernel's noise where `noise` is that of batches; 1 where not finite."""
+        noise = self.total_noise(self.mode._replace(covariance=covariance), noise)
         return jnp.where(jnp.isfinite(noise), noise, 1.0)
 
-    def factor_of(covariance):
-        return root(reshape(mode._replace(covariance=covariance)).covariance)
+    def estimate(self, shares: Any) -> Callable:
+        """`(rng_key, (x, centre), count) -> (gradient at x, count)`."""
 
-    def stage(i, carry):
-        """The noise; at first better places, twice; then, there, better shares."""
-        (covariance, noise, shares, places), due, count = carry
-        factor = factor_of(covariance)
+        def gradient_at(key, pair, count):
+            rows = self.draw_rows(key, shares)
+            if self.gradient == "plain":
+                return plain(self.minibatch, rows, pair[0], (), count)
+            # elsewhere than at the mode the sum is not that of the rows there: a
+            # constant
+            there = Control(pair[1], self.control.rows_gradient)
+            return control_variate(self.minibatch, rows, pair[0], there, count)
 
-        def whiten(g):
-            return matvec(transpose(factor), g)
+        return gradient_at
 
-        def estimate(key, pair, count):
-            return gradient_at(key, pair, count, shares)
+    def pairs(self, places: jax.Array, apart: jax.Array | bool):
+        """Places, each with one where the estimate is exact.
 
-        pairs = pairs_of(places, wandering & (i == WALKS))
-        measured, size, count = whitened_noise(
-            keys[0], estimate, pairs, whiten, count, due
-        )
-        noise = jnp.where(due, in_all(covariance, measured), noise)
-        usual = CURVED * dim * mode.curvature
-        error = jnp.linalg.norm(measured) / len(places) ** 0.5
-        curved = due & (i < WALKS) & ~(size < usual + 4 * error)
+        That is the mode, or where they are to be `apart` another place, which stands
+        for the past.
+        """
+        modes = jnp.broadcast_to(self.mode.centre, places.shape)
+        past = jnp.roll(places, len(places) // 2, axis=0)
+        return places, jnp.where(apart, past, modes)
 
-        def step_for(noise):
-            noise = jnp.max(in_all(covariance, noise))
-            return step_for_inflation(max_inflation, noise, mode.curvature)
 
-        places, count = _walk(
-            jax.random.fold_in(keys[1], i),
-            estimate,
-            jnp.where(i == 0, centre, places[-1]),
-            centre,
+def survey(
+    rng_key: jax.Array,
+    posterior: BatchedPosterior,
+    max_inflation: float,
+    limit: float | None,
+    count: Any,
+) -> tuple[Survey, Any]:
+    """Measure the noise around the mode, where the posterior is, and of which rows.
+
+    At first in turn, the noise is measured, and where the places are not the
+    posterior's, a walk goes to better ones. Then it is measured there, and where it is
+    large, unequal probabilities of the rows are fitted, and it is measured once more.
+    All phases are in the one body of a loop, each with a condition on which it runs, so
+    that each is compiled once.
+
+    Args:
+        max_inflation: of the walk, as of the kernel.
+        limit: the noise above which rows are drawn unequally; None where never.
+        count: gradients spent so far.
+    """
+    noise_key, walk_key, curvature_key, places_key = jax.random.split(rng_key, 4)
+
+    def one_round(i, carry):
+        found, due, count = carry
+        walks = i < WALKS
+        factor = posterior.factor(found.covariance)
+        found, is_bent, count = measure_gradient_noise(
+            noise_key,
+            posterior,
+            found,
             factor,
-            places,
-            step_for,
+            posterior.remembers_past & ~walks,
             count,
-            curved,
+            due,
         )
-        around, count = curvature_around(
-            keys[2], minibatch, _some(places, CURVATURE_PLACES), count, curved
+        due = due & walks & is_bent
+        found, count = walk_to_typical_set(
+            jax.random.fold_in(walk_key, i),
+            curvature_key,
+            posterior,
+            found,
+            factor,
+            max_inflation,
+            i == 0,
+            count,
+            due,
         )
-        covariance = jnp.where(curved, around, covariance)
         # the last time where it is meant, at the estimator's own pairs
-        due = curved | (wandering & (i == WALKS - 1))
-        if unequal:
-            poor = (i == WALKS) & (jnp.max(noise) > limit)
-            importance, count = _importance(
-                minibatch,
-                pairs_of(_some(places, IMPORTANCE_PLACES), wandering),
-                gradient != "plain",
-                whiten,
-                count,
-                poor,
+        due = due | (posterior.remembers_past & (i == WALKS - 1))
+        if limit is not None:
+            is_noisy = (i == WALKS) & (jnp.max(found.noise) > limit)
+            found, count = fit_row_probabilities(
+                posterior, found, factor, count, is_noisy
             )
-            shares = select(poor, row_shares(importance), shares)
-            due = due | poor
-        return Surroundings(covariance, noise, shares, places), due, count
+            due = due | is_noisy
+        return found, due, count
 
-    num_places = max(min(NUM_PLACES, MAX_NUMBERS // dim), CURVATURE_PLACES)
-    draws = jax.random.normal(keys[3], (num_places, dim), dtype)
-    factor = factor_of(mode.covariance)
-    found = Surroundings(
-        mode.covariance,
-        in_all(mode.covariance, jnp.zeros_like(centre)),
-        even_shares(num_data) if unequal else (),
-        centre + jax.vmap(lambda z: matvec(factor, z))(draws),
-    )
-    carry = (found, jnp.asarray(True), count)
-    stages = WALKS + (2 if unequal else 1)
-    if batch_size >= num_data:
-        stages = 0
-    found, _, count = jax.lax.fori_loop(0, stages, stage, carry)
+    start = _at_mode(places_key, posterior, limit is not None)
+    rounds = WALKS + (1 if limit is None else 2)
+    if posterior.batch_size >= posterior.minibatch.num_data:
+        rounds = 0
+    carry = (start, jnp.asarray(True), count)
+    found, _, count = jax.lax.fori_loop(0, rounds, one_round, carry)
     return found, count
+
+
+def _at_mode(rng_key, posterior: BatchedPosterior, unequal: bool) -> Survey:
+    """What is known at first: the mode, and draws from the Gaussian there."""
+    mode, num_data = posterior.mode, posterior.minibatch.num_data
+    dim, dtype = mode.centre.size, mode.centre.dtype
+    num_places = max(min(NUM_PLACES, MAX_NUMBERS // dim), CURVATURE_PLACES)
+    draws = jax.random.normal(rng_key, (num_places, dim), dtype)
+    factor = posterior.factor(mode.covariance)
+    return Survey(
+        mode.covariance,
+        posterior.noise_with(mode.covariance, jnp.zeros_like(mode.centre)),
+        even_shares(num_data) if unequal else (),
+        mode.centre + jax.vmap(lambda z: matvec(factor, z))(draws),
+    )
+
+
+def measure_gradient_noise(
+    rng_key, posterior: BatchedPosterior, found: Survey, factor, apart, count, due
+) -> tuple[Survey, jax.Array, Any]:
+    """Measure the noise at the places, and whether gradients are a Gaussian's there.
+
+    Args:
+        factor: the root of the preconditioner.
+        apart: whether the estimate is exact at a past position, not at the mode.
+        due: where False, nothing is measured, and the noise stays.
+
+    Returns:
+        `(found, is bent, count)`; gradients of a bent posterior are far larger than
+        those of the Gaussian that the places were drawn from.
+    """
+    noise, size, count = whitened_noise(
+        rng_key,
+        posterior.estimate(found.shares),
+        posterior.pairs(found.places, apart),
+        lambda g: matvec(transpose(factor), g),
+        count,
+        due,
+    )
+    usual = CURVED * found.places.shape[1] * posterior.mode.curvature
+    error = jnp.linalg.norm(noise) / len(found.places) ** 0.5
+    total = jnp.where(due, posterior.noise_with(found.covariance, noise), found.noise)
+    return found._replace(noise=total), ~(size < usual + 4 * error), count
+
+
+def walk_to_typical_set(
+    walk_key,
+    curvature_key,
+    posterior: BatchedPosterior,
+    found: Survey,
+    factor: jax.Array,
+    max_inflation: float,
+    is_first: jax.Array,
+    count,
+    due,
+) -> tuple[Survey, Any]:
+    """Find places by a walk, and the mean curvature there.
+
+    Args:
+        is_first: whether the walk begins at the mode, or where the last one ended.
+        due: where False, nothing is evaluated, and nothing changes.
+    """
+    centre = posterior.mode.centre
+    covariance = found.covariance
+
+    def step_for(noise):
+        noise = jnp.max(posterior.noise_with(covariance, noise))
+        return step_for_inflation(max_inflation, noise, posterior.mode.curvature)
+
+    places, count = langevin_walk(
+        walk_key,
+        posterior.estimate(found.shares),
+        jnp.where(is_first, centre, found.places[-1]),
+        centre,
+        factor,
+        found.places,
+        step_for,
+        count,
+        due,
+    )
+    around, count = curvature_around(
+        curvature_key,
+        posterior.minibatch,
+        _some(places, CURVATURE_PLACES),
+        count,
+        due,
+    )
+    covariance = jnp.where(due, around, covariance)
+    return found._replace(covariance=covariance, places=places), count
+
+
+def fit_row_probabilities(
+    posterior: BatchedPosterior, found: Survey, factor, count, due
+) -> tuple[Survey, Any]:
+    """Draw rows in proportion to their gradients at some of the places, where `due`."""
+    places = _some(found.places, IMPORTANCE_PLACES)
+    importance, count = row_importance(
+        posterior.minibatch,
+        posterior.pairs(places, posterior.remembers_past),
+        posterior.gradient != "plain",
+        lambda g: matvec(transpose(factor), g),
+        count,
+        due,
+    )
+    shares = select(due, row_shares(importance), found.shares)
+    return found._replace(shares=shares), count
 
 
 def _some(places: jax.Array, number: int) -> jax.Array:
     """So many of them, evenly."""
     return places[:: len(places) // number][:number]
-
-
-def _walk(rng_key, estimate, start, centre, factor, places, step_for, count, due):
-    """Positions of an SGLD walk, in the shape of `places`, `(k, d)`.
-
-    It goes back to the mode where it gets lost. Where it is not `due`, the `places`
-    are returned.
-
-    Args:
-        estimate: `(rng_key, (x, centre), count) -> (gradient, count)`.
-        step_for: `noise -> step size`, of the noise V of each coordinate, `(d,)`.
-    """
-
-    def step(i, carry):
-        x, noise, places, count = carry
-        noise_key, *keys = jax.random.split(jax.random.fold_in(rng_key, i), 3)
-
-        def from_batch(count, key):
-            g, count = estimate(key, (x, centre), count)
-            return count, matvec(transpose(factor), g)
-
-        count, g = jax.lax.scan(from_batch, count, jnp.stack(keys))
-        seen = 0.5 * (g[0] - g[1]) ** 2
-        noise += (seen - noise) / jnp.minimum(i + 1, WALK_MEMORY)
-        h = step_for(noise)
-        xi = jax.random.normal(noise_key, x.shape, x.dtype)
-        move = 0.5 * h * jnp.mean(g, axis=0) + jnp.sqrt(h) * xi
-        new = (x + matvec(factor, move), noise)
-        x, noise = select(is_finite(new), new, (centre, jnp.zeros_like(noise)))
-        # the places are those of the second half
-        half = WALK_STEPS // 2
-        slot = jnp.maximum((i - half) * len(places) // half, 0)
-        return x, noise, places.at[slot].set(x), count
-
-    carry = (start, jnp.zeros_like(centre), places, count)
-    rounds = jnp.where(due, WALK_STEPS, 0)
-    _, _, places, count = jax.lax.fori_loop(0, rounds, step, carry)
-    return places, count
-
-
-def _importance(minibatch, pairs, relative: bool, whiten, count, due):
-    """Root mean square of each row's whitened gradient, or of how it differs from that
-    at a centre, over pairs of x and centre, `(k, d)` each; shape `(N,)`, zeros where
-    it is not `due`."""
-    num_data = minibatch.num_data
-    num_pairs, dim = pairs[0].shape
-    size = max(1, min(num_data, BLOCK_SIZE, MAX_NUMBERS // dim))
-    num_blocks = -(-num_data // size)
-
-    def block(i, squares):
-        # the last block begins early enough to be whole
-        start = jnp.minimum(i * size, num_data - size)
-        indices = start + jnp.arange(size)
-
-        def add(total, pair):
-            _, g = row_gradients(minibatch, pair[0], indices)
-            if relative:
-                g = g - row_gradients(minibatch, pair[1], indices)[1]
-            return total + jnp.sum(jax.vmap(whiten)(g) ** 2, axis=1), None
-
-        total, _ = jax.lax.scan(add, jnp.zeros(size, squares.dtype), pairs)
-        return jax.lax.dynamic_update_slice(squares, total, (start,))
-
-    num_blocks = jnp.where(due, num_blocks, 0)
-    squares = jnp.zeros(num_data, pairs[0].dtype)
-    squares = jax.lax.fori_loop(0, num_blocks, block, squares)
-    evaluated = num_blocks * size / num_data
-    count = count + num_pairs * (1 + relative) * evaluated
-    return jnp.sqrt(squares), count

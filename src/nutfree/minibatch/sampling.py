@@ -8,7 +8,8 @@ where p_i is proportional to |f(i)| (Zhao and Zhang 2015; Putcha, Nemeth and Fea
 arXiv 2206.13330).
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -158,6 +159,19 @@ def draw_by_shares(rng_key: jax.Array, shares: Shares, batch_size: int) -> Rows:
     entry = jax.random.randint(rng_key, (batch_size,), 0, length)
     indices = shares.table[entry]
     return Rows(indices, length / (batch_size * shares.entries[indices]))
+
+
+def row_sampler(
+    num_data: int, batch_size: int, replacement: bool = True
+) -> Callable[[jax.Array, Any], Rows]:
+    """`(rng_key, shares) -> Rows`, drawn evenly where `shares` is empty."""
+
+    def draw(rng_key, shares):
+        if isinstance(shares, Shares):
+            return draw_by_shares(rng_key, shares, batch_size)
+        return draw_rows(rng_key, num_data, batch_size, replacement)
+
+    return draw
 
 
 def is_first(indices: jax.Array) -> jax.Array:

@@ -1,4 +1,6 @@
-"""The overdamped Langevin step with a preconditioner, and its Metropolis ratio.
+"""The steps of Langevin dynamics, overdamped and underdamped, and their bias.
+
+The overdamped step, with a preconditioner, is
 
     x' = x + R u,    u = (h/2) R' grad log pi(x) + sqrt(h) xi,    xi ~ N(0, I),
 
@@ -128,3 +130,51 @@ def steps_to_forget(step_size) -> jax.Array:
 def steps_lasting(duration, step_size, max_steps: int) -> jax.Array:
     """Return how many steps last `duration`, between one and `max_steps`."""
     return jnp.clip(jnp.ceil(duration / step_size), 1, max_steps).astype(int)
+
+
+def predicted_inflation(step_size, noise, curvature) -> jax.Array:
+    """The fraction by which the overdamped step makes the posterior variance too large.
+
+    On a Gaussian, in coordinates in which its sd is one, the chain's stationary
+    variance is (1 + hV/4)/(1 - h L/4): V is the variance of the gradient's noise, and
+    L = 1 unless the preconditioner misses a correlation, when it is the largest
+    eigenvalue of the preconditioned precision.
+    """
+    stable = step_size * curvature < 4
+    denominator = jnp.where(stable, 1 - step_size * curvature / 4, 1.0)
+    inflation = (1 + step_size * noise / 4) / denominator - 1
+    return jnp.where(stable, inflation, jnp.inf)
+
+
+def step_for_inflation(inflation: float, noise, curvature) -> jax.Array:
+    """The step size h at which `predicted_inflation` is `inflation`."""
+    return 4 * inflation / (noise + (1 + inflation) * curvature)
+
+
+def baoab_step(
+    xi, momentum, gradient, step_size, friction
+) -> tuple[jax.Array, jax.Array]:
+    """One underdamped step of unit mass by splitting, and the momentum after it.
+
+    Reference: Leimkuhler and Matthews, AMRX 2013, arXiv 1203.5428. With friction gamma,
+
+        B  p += (h/2) g(x)     A  x += (h/2) p     O  p <- c p + sqrt(1 - c^2) xi
+        A  x += (h/2) p        B  p += (h/2) g(x)            c = exp(-gamma h).
+
+    The gradient of the last B is that of the next first, so both are made at once, and
+    a step costs one gradient. Positions are read where it is evaluated, between A and
+    B; there their variance is right on a Gaussian for any step below two.
+
+    Args:
+        xi: standard normal, of the momentum's shape.
+        momentum: p, of unit variance at equilibrium.
+        gradient: g(x), of log pi where the step starts.
+        step_size, friction: h, and the momentum's decay per unit of time.
+
+    Returns:
+        `(displacement of x, momentum)`.
+    """
+    kicked = momentum + step_size * gradient
+    kept = jnp.exp(-friction * step_size)
+    momentum = kept * kicked + jnp.sqrt(-jnp.expm1(-2 * friction * step_size)) * xi
+    return 0.5 * step_size * (kicked + momentum), momentum

@@ -151,7 +151,15 @@ def climb(
 
 def precision_product(logdensity: Callable, x: jax.Array) -> Callable:
     """Return `v -> -H v`, H the second derivatives of the log density at x."""
-    return lambda v: -jax.jvp(jax.grad(logdensity), (x,), (v,))[1]
+    gradient = jax.grad(logdensity)
+
+    def product(v):
+        try:
+            return -jax.jvp(gradient, (x,), (v,))[1]
+        except TypeError:  # a part of the model has a reverse-mode rule alone
+            return -jax.vjp(gradient, x)[1](v)[0]
+
+    return product
 
 
 def hutchinson_diagonal(

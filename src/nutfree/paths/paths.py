@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nutfree.numerics.langevin import baoab_step
 from nutfree.paths.denoisers import Denoiser
-from nutfree.paths.slow import FRICTION, Level, Slow, kinetic_step
+from nutfree.paths.slow import FRICTION, Level, Slow
 
 
 class PathEnd(NamedTuple):
@@ -131,8 +132,8 @@ def observations_path(
 
         grad log p(y_m | y_1...y_(m-1)) = (D(ybar_m, sigma/sqrt(m)) - y_m) / sigma^2,
 
-    and each is drawn by underdamped Langevin, `slow.kinetic_step`, that starts from
-    the last observation and its velocity.
+    and each is drawn by underdamped Langevin, `baoab_step`, that starts from the last
+    observation and its velocity.
 
     Args:
         rng_key: a key.
@@ -163,7 +164,7 @@ def observations_path(
             )
             force = (estimate.mean - y) / noise
             xi = jax.random.normal(noise_key, shape, dtype)
-            move, velocity = kinetic_step(xi, velocity, force, step_size, FRICTION)
+            move, velocity = baoab_step(xi, velocity, force, step_size, FRICTION)
             return y + noise * move, velocity, state, count
 
         y, velocity, state, count = jax.lax.fori_loop(

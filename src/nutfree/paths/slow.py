@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nutfree.numerics.langevin import baoab_step
 from nutfree.paths.denoisers import Estimate
 
 #: Decay of a velocity per unit of time, critical: nothing returns faster to the law of
@@ -88,27 +89,8 @@ def annealed_overdamped(step_size: float = 1.0, narrowing: float = 1.0) -> Slow:
     return Slow(_nothing, step)
 
 
-def kinetic_step(xi, velocity, force, step_size, friction):
-    """`(move, velocity)` of underdamped Langevin with unit mass.
-
-    Leimkuhler and Matthews' BAOAB: a kick, half a drift, the velocity's noise, half a
-    drift. Where it evaluates the force, which is where its positions are seen, their
-    variance is right on a Gaussian for any step below two; one force a step.
-
-    Args:
-        xi: standard normal noise.
-        velocity: unit variance at equilibrium.
-        force: where the step starts.
-        step_size, friction: h, and the velocity's decay per unit of time.
-    """
-    decay = jnp.exp(-friction * step_size)
-    kicked = velocity + step_size * force
-    velocity = decay * kicked + jnp.sqrt(1.0 - decay**2) * xi
-    return 0.5 * step_size * (kicked + velocity), velocity
-
-
 def annealed_underdamped(step_size: float = 1.0, narrowing: float = 1.0) -> Slow:
-    """MultALMC's kinetic form: mass 1/V, one `kinetic_step` at each level.
+    """MultALMC's kinetic form: mass 1/V, one `baoab_step` at each level.
 
     Args:
         step_size: h, in the time in which V is one; stable below two.
@@ -124,7 +106,7 @@ def annealed_underdamped(step_size: float = 1.0, narrowing: float = 1.0) -> Slow
         xi = jax.random.normal(rng_key, x.shape, x.dtype)
         unit = jnp.sqrt(variance)
         force = unit * score
-        move, velocity = kinetic_step(xi, velocity, force, step_size, FRICTION)
+        move, velocity = baoab_step(xi, velocity, force, step_size, FRICTION)
         return x + unit * move, velocity
 
     return Slow(init, step)

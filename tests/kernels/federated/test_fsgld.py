@@ -20,10 +20,8 @@ from nutfree.kernels.federated.federation import (
     surrogate_gradient,
     visit_probabilities,
 )
-from nutfree.minibatch.gradients import predicted_inflation
+from nutfree.numerics.langevin import predicted_inflation
 from nutfree.target import Minibatch, Target
-
-STATIC = {"num_local_steps", "batch_size", "visits", "conducive"}
 
 
 def shard_of(num_data, terms, num_owners):
@@ -107,7 +105,7 @@ def logistic():
 
 
 def pilot(target, seed=0, **options):
-    warm = fsgld.warmup(**options)
+    warm = fsgld.warmup(fsgld.Options(**options))
     return jax.jit(lambda key: warm.init(key, target.position, target, 0))(
         jax.random.key(seed)
     )
@@ -115,7 +113,7 @@ def pilot(target, seed=0, **options):
 
 def chains(target, params, *, num_chains, num_transitions, start, seed=0, **static):
     """Last positions of many chains, and their summed Info."""
-    kernel = fsgld.build_kernel(**static)
+    kernel = fsgld.build_kernel(fsgld.Options(**static))
 
     def one(key):
         def body(state, key):

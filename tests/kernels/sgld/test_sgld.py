@@ -1,4 +1,6 @@
-from dataclasses import replace
+"""SGLD: its law on Gaussians, its warm-up, and rows by the million."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +8,16 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.infer import MCMC
 
 import nutfree as nf
-from nutfree.kernels.sgld import sgld
+from nutfree import registry
+from nutfree.kernels.sgld.stochastic import StochasticInfo
 from nutfree.minibatch.gradients import Control, control_at
 from nutfree.target import Minibatch, Target
+
+sgld = registry.get("sgld")
+Options = sgld.options
 
 
 def target_of(minibatch, position=None):
@@ -34,34 +41,51 @@ def gaussian_location(num_data=200, dim=2, seed=0):
     return target_of(Minibatch(num_data, terms)), y, y.sum(0) / precision, precision
 
 
-def chains(target, params, *, num_chains, num_transitions, start, **static):
-    """Last positions of many chains, and the Info of the last transition."""
-    kernel = sgld.build_kernel(**static)
+LOCATION = gaussian_location()
+
+
+@partial(jax.jit, static_argnames=("target", "num_chains", "num_transitions", "static"))
+def _ends(keys, target, params, start, num_chains, num_transitions, static):
+    options = Options(**dict(static))
+    kernel = sgld.build_kernel(options)
 
     def one(key):
         def body(state, key):
             return kernel(key, state, target, **params)
 
-        keys = jax.random.split(key, num_transitions)
-        state, info = jax.lax.scan(body, sgld.init(start, target), keys)
+        state = sgld.init(start, target, options=options)
+        state, info = jax.lax.scan(body, state, jax.random.split(key, num_transitions))
         return state.position, jax.tree.map(lambda a: a[-1], info)
 
-    keys = jax.random.split(jax.random.key(0), num_chains)
-    return jax.jit(jax.vmap(one))(keys)
+    return jax.vmap(one)(jax.random.split(keys, num_chains))
+
+
+def chains(target, params, *, num_chains, num_transitions, start, **static):
+    """Last positions of many chains, and the Info of the last transition."""
+    params = jax.tree.map(jnp.asarray, params)
+    return _ends(
+        jax.random.key(0),
+        target,
+        params,
+        jnp.asarray(start),
+        num_chains,
+        num_transitions,
+        tuple(static.items()),
+    )
 
 
 @pytest.mark.parametrize("step_size", [0.1, 0.4])
 def test_plain_gradients_have_the_law_of_the_noisy_discretised_chain(step_size):
     # theory: variance (1 + hV/4)/(1 - h/4) in units of the posterior's, with
     # V = (N^2/n) var(rows) / precision and n = 20 of N = 200 rows: V is near 10
-    target, y, mean, precision = gaussian_location()
+    target, y, mean, precision = LOCATION
     params = {"step_size": step_size, "inverse_mass_matrix": 1 / precision}
     draws, info = chains(
         target,
         params,
         num_chains=4000,
         num_transitions=4,
-        start=jnp.asarray(mean),
+        start=mean,
         batch_size=20,
         gradient="plain",
     )
@@ -77,83 +101,72 @@ def test_plain_gradients_have_the_law_of_the_noisy_discretised_chain(step_size):
     assert jnp.all(error < 4)
 
 
-def test_control_variates_leave_only_the_discretisation_on_a_gaussian():
-    target, _, mean, precision = gaussian_location()
-    step_size = 0.4
+def with_control_variates(step_size, matrix):
+    """Draws around the mean in units of the posterior's sd, and the last Info."""
+    target, _, mean, precision = LOCATION
     # a centre that is not the mode: the estimate is exact all the same
     control, _ = control_at(target.minibatch, jnp.asarray(mean) + 0.3, 0.0)
     params = {
         "step_size": step_size,
-        "inverse_mass_matrix": 1 / precision,
+        "inverse_mass_matrix": matrix / precision,
         "control": control,
     }
     draws, info = chains(
         target,
         params,
-        num_chains=4000,
+        num_chains=10_000,
         num_transitions=4,
-        start=jnp.asarray(mean),
+        start=mean,
         batch_size=20,
     )
-    # four relative Monte-Carlo errors of 0.022: 1e-4 false alarms
-    ratio = jnp.var(draws, axis=0) * precision
-    np.testing.assert_allclose(ratio, 1 / (1 - step_size / 4), rtol=0.09)
-    error = jnp.abs(jnp.mean(draws, 0) - mean) / jnp.sqrt(jnp.var(draws, 0) / 4000)
-    assert jnp.all(error < 4)
+    return (draws - mean) * precision**0.5, info
+
+
+@pytest.mark.parametrize("matrix", [jnp.ones(2), jnp.eye(2)])
+def test_control_variates_leave_only_the_discretisation_on_a_gaussian(matrix):
+    u, info = with_control_variates(0.4, matrix)
+    # four relative Monte-Carlo errors of 0.014: 1e-4 false alarms
+    np.testing.assert_allclose(jnp.var(u, axis=0), 1 / 0.9, rtol=0.06)
+    assert jnp.all(jnp.abs(jnp.mean(u, 0)) < 4 * jnp.sqrt(jnp.var(u, 0) / 10_000))
     np.testing.assert_allclose(info.predicted_inflation, 1 / 0.9 - 1, rtol=1e-4)
 
 
 def test_bias_halves_with_step_size():
     # the excess h/4 / (1 - h/4) at h = 1.0 and 0.5: 1/3 and 1/7, ratio 2.33
-    target, _, mean, precision = gaussian_location(num_data=50, dim=1)
-    excess = []
-    for step_size in (1.0, 0.5):
-        params = {"step_size": step_size, "inverse_mass_matrix": 1 / precision}
-        draws, _ = chains(
-            target,
-            params,
-            num_chains=20_000,
-            num_transitions=8,
-            start=jnp.asarray(mean),
-            batch_size=50,
-            gradient="plain",
-        )
-        excess.append(float(jnp.var(draws) * precision) - 1)
+    excess = [
+        float(jnp.mean(with_control_variates(h, jnp.ones(2))[0] ** 2)) - 1
+        for h in (1.0, 0.5)
+    ]
     # Monte-Carlo error of each excess 0.012, of the ratio 0.2: 4 of them
     assert 1.6 < excess[0] / excess[1] < 3.2
 
 
-def test_dense_and_diagonal_preconditioners_have_the_same_law():
-    target, _, mean, precision = gaussian_location()
-    for matrix in (jnp.full(2, 1 / precision), jnp.eye(2) / precision):
-        params = {"step_size": 0.4, "inverse_mass_matrix": matrix}
-        draws, _ = chains(
-            target,
-            params,
-            num_chains=2000,
-            num_transitions=4,
-            start=jnp.asarray(mean),
-            batch_size=200,
-            gradient="plain",
-        )
-        # four relative Monte-Carlo errors of 0.032
-        ratio = jnp.var(draws, axis=0) * precision
-        np.testing.assert_allclose(ratio, 1 / 0.9, rtol=0.13)
+NUM_ROWS, BATCH = 4000, 40
 
 
-def skewed_logistic(num_data=20_000):
-    """A logistic regression in two dimensions, and its moments by quadrature."""
-    rng = np.random.default_rng(1)
-    X = rng.normal(size=(num_data, 2))
-    X[:, 0] = 1.0
-    y = rng.uniform(size=num_data) < 1 / (1 + np.exp(-X @ np.array([-3.5, 1.0])))
-    features, labels = jnp.asarray(X), jnp.asarray(y)
+def logistic_target(data):
+    """A logistic regression in two dimensions, its positions a dict."""
+    features, labels = data
 
     def terms(x, indices):
-        x = jnp.stack([x["intercept"], x["slope"]])
-        logits = features[indices] @ x
-        return -jnp.sum(x**2) / 8, labels[indices] * logits - jax.nn.softplus(logits)
+        logits = features[indices] @ jnp.stack([x["intercept"], x["slope"]])
+        prior = -(x["intercept"] ** 2 + x["slope"] ** 2) / 8
+        return prior, labels[indices] * logits - jax.nn.softplus(logits)
 
+    position = {"intercept": jnp.asarray(0.0), "slope": jnp.asarray(0.0)}
+    return target_of(Minibatch(NUM_ROWS, terms), position)
+
+
+def flat(position):
+    return np.stack([position["intercept"], position["slope"]], -1)
+
+
+def skewed_rows():
+    """Rows of which few have the label, and the moments by quadrature."""
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(NUM_ROWS, 2))
+    X[:, 0] = 1.0
+    y = rng.uniform(size=NUM_ROWS) < 1 / (1 + np.exp(-X @ np.array([-3.5, 1.0])))
     mode = np.array([-3.5, 1.0])
     for _ in range(30):
         p = 1 / (1 + np.exp(-X @ mode))
@@ -167,93 +180,101 @@ def skewed_logistic(num_data=20_000):
     weight = np.exp(value - value.max())
     weight /= weight.sum()
     mean = weight @ points
-    sd = np.sqrt(weight @ (points - mean) ** 2)
-    position = {"intercept": jnp.asarray(0.0), "slope": jnp.asarray(0.0)}
-    return target_of(Minibatch(num_data, terms), position), mean, sd
+    return (X, y), mean, np.sqrt(weight @ (points - mean) ** 2)
+
+
+def rows_of_a_rare_column(num_rare=8):
+    """Rows of which a few know all that is known of the slope."""
+    rng = np.random.default_rng(1)
+    X = np.stack([np.ones(NUM_ROWS), np.arange(NUM_ROWS) < num_rare], axis=1)
+    return X, rng.uniform(size=NUM_ROWS) < 0.4
+
+
+@partial(jax.jit, static_argnames=("options",))
+def pilot(key, data, options):
+    """What warm-up finds; one program for each of the options, whatever the rows."""
+    target = logistic_target(data)
+    return sgld.warmup(options).init(key, target.position, target, 0)
+
+
+def found(data, seed=0, **options):
+    data = tuple(jnp.asarray(a, jnp.float32) for a in data)
+    return pilot(jax.random.key(seed), data, Options(batch_size=BATCH, **options))
+
+
+@partial(jax.jit, static_argnames=("options", "num_samples"))
+def run(key, data, adapt, options, num_samples):
+    target = logistic_target(data)
+    kernel = sgld.build_kernel(options)
+
+    def body(state, key):
+        state, info = kernel(key, state, target, **adapt.params)
+        return state, (state.position, info)
+
+    state = sgld.init(adapt.position, target, options=options)
+    return jax.lax.scan(body, state, jax.random.split(key, num_samples))[1]
+
+
+def sample(data, adapt, **options):
+    data = tuple(jnp.asarray(a, jnp.float32) for a in data)
+    options = Options(batch_size=BATCH, **options)
+    return run(jax.random.key(1), data, adapt, options, 4000)
 
 
 @pytest.fixture(scope="module")
-def logistic():
-    return skewed_logistic()
+def skewed():
+    return skewed_rows()
 
 
 @pytest.fixture(scope="module")
-def tuned(logistic):
-    """One run of the pilot with default options, and one transition."""
-    adapt, (draws, info) = sample(logistic[0], num_samples=2)
-    return adapt, draws, jax.tree.map(lambda a: a[0], info)
+def tuned(skewed):
+    """What the pilot with default options finds."""
+    return found(skewed[0])
 
 
-def sample(target, *, num_samples, seed=0, num_warmup=0, fixed=None, **static):
-    names = {"batch_size", "gradient"}
-    kernel = sgld.build_kernel(**{k: v for k, v in static.items() if k in names})
-    warm = sgld.warmup(**static)
-
-    @jax.jit
-    def run(key):
-        pilot_key, run_key = jax.random.split(key)
-        adapt = warm.init(pilot_key, target.position, target, num_warmup)
-        params = warm.final(adapt) | (fixed or {})
-
-        def body(state, key):
-            state, info = kernel(key, state, target, **params)
-            return state, (state.position, info)
-
-        keys = jax.random.split(run_key, num_samples)
-        state = sgld.init(adapt.position, target)
-        return adapt, jax.lax.scan(body, state, keys)[1]
-
-    return run(jax.random.key(seed))
+@pytest.fixture(scope="module")
+def target(skewed):
+    return logistic_target(tuple(jnp.asarray(a, jnp.float32) for a in skewed[0]))
 
 
-def test_the_pilot_alone_gives_a_kernel_that_is_within_its_stated_bias(logistic):
-    target, mean, sd = logistic
-    adapt, (draws, info) = sample(target, num_samples=4000)
-    draws = np.stack([draws["intercept"], draws["slope"]], -1)
+def test_the_pilot_alone_gives_a_kernel_that_is_within_its_stated_bias(skewed, tuned):
+    data, mean, sd = skewed
+    draws, info = sample(data, tuned)
+    assert jax.tree.structure(draws) == jax.tree.structure(tuned.position)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(draws))
     # about half as many independent draws: Monte-Carlo error 0.022 sd, and 0.016
     # relative for sds, of which the stated bias is 0.025
-    assert np.all(np.abs(draws.mean(0) - mean) / sd < 0.1)
-    np.testing.assert_allclose(draws.std(0) / sd, 1.025, atol=0.07)
+    assert np.all(np.abs(flat(draws).mean(0) - mean) / sd < 0.1)
+    np.testing.assert_allclose(flat(draws).std(0) / sd, 1.025, atol=0.07)
     np.testing.assert_allclose(info.predicted_inflation, 0.05, rtol=1e-3)
     assert not np.any(info.is_divergent)
-    # a batch of 200 rows of 20,000, at the position and at the centre
+    # a batch of 40 rows of 4,000, at the position and at the centre
     np.testing.assert_allclose(info.num_grad_evals, 0.02 * info.num_steps, rtol=1e-4)
-    assert adapt.num_grad_evals < 100
+    assert tuned.num_grad_evals < 100
 
 
-def test_plain_gradients_inflate_by_what_is_predicted(logistic, tuned):
-    target, _, sd = logistic
-    adapt, (draws, info) = sample(
-        target,
-        num_samples=4000,
-        gradient="plain",
-        sampling="uniform",
-        fixed={"step_size": 0.2},
-    )
+def test_plain_gradients_inflate_by_what_is_predicted(skewed, tuned):
+    data, _, sd = skewed
+    options = {"gradient": "plain", "sampling": "uniform"}
+    adapt = found(data, **options)
     # V is N/n = 100 in units of the posterior, within its sampling error, and the
     # control variate's is so small that its step is far larger
     np.testing.assert_allclose(adapt.params["gradient_noise"], 100, rtol=0.6)
-    assert tuned[0].params["step_size"] > 20 * adapt.params["step_size"]
-    draws = np.stack([draws["intercept"], draws["slope"]], -1)
-    ratio = (draws.std(0) / sd) ** 2
+    assert tuned.params["step_size"] > 15 * adapt.params["step_size"]
+    params = adapt.params | {"step_size": jnp.asarray(0.2)}
+    draws, info = sample(data, adapt._replace(params=params), **options)
+    ratio = (flat(draws).std(0) / sd) ** 2
     # V near 100 and h = 0.2: six times the variance
     np.testing.assert_allclose(ratio, 1 + info.predicted_inflation[0], rtol=0.4)
     assert ratio.min() > 3
 
 
-def test_positions_keep_their_structure_and_dtype(logistic, tuned):
-    target, (adapt, draws, _) = logistic[0], tuned
-    assert jax.tree.structure(adapt.position) == jax.tree.structure(target.position)
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(draws))
-
-
-def test_vmapped_and_sequential_chains_agree(logistic, tuned):
-    target, adapt = logistic[0], tuned[0]
-    kernel, params = sgld.build_kernel(), adapt.params
+def test_vmapped_and_sequential_chains_agree(target, tuned):
+    kernel = sgld.build_kernel(Options(batch_size=BATCH))
 
     def one(key):
-        state = sgld.init(adapt.position, target)
-        return kernel(key, state, target, **params)[0].position["slope"]
+        state = sgld.init(tuned.position, target)
+        return kernel(key, state, target, **tuned.params)[0].position["slope"]
 
     keys = jax.random.split(jax.random.key(3), 3)
     together = jax.jit(jax.vmap(one))(keys)
@@ -261,19 +282,18 @@ def test_vmapped_and_sequential_chains_agree(logistic, tuned):
     np.testing.assert_allclose(together, apart, rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_is_compiled_again_when_a_parameter_changes(logistic, tuned):
-    target, adapt = logistic[0], tuned[0]
+def test_nothing_is_compiled_again_when_a_parameter_changes(target, tuned):
     traces = []
-    kernel = sgld.build_kernel()
+    kernel = sgld.build_kernel(Options(batch_size=BATCH))
 
     @jax.jit
     def step(key, state, params):
         traces.append(1)
         return kernel(key, state, target, **params)
 
-    state = sgld.init(adapt.position, target)
+    state = sgld.init(tuned.position, target)
     for step_size in (0.1, 0.5):
-        params = adapt.params | {"step_size": jnp.asarray(step_size)}
+        params = tuned.params | {"step_size": jnp.asarray(step_size)}
         _, info = step(jax.random.key(0), state, params)
     assert len(traces) == 1
     assert int(info.num_steps) == 4
@@ -304,31 +324,22 @@ def test_a_gradient_that_is_not_finite_is_divergent_and_never_stored():
     assert jnp.mean(draws < 0) > 0.4
 
 
-def test_warmup_halves_the_step_after_a_divergence(logistic, tuned):
-    target, (adapt, _, info) = logistic[0], tuned
-    warm = sgld.warmup()
-    state = sgld.init(adapt.position, target)
-    calm = warm.update(adapt, state, info)
-    after = warm.update(adapt, state, info._replace(is_divergent=jnp.asarray(True)))
-    assert calm.params["step_size"] == adapt.params["step_size"]
-    np.testing.assert_allclose(after.params["step_size"], adapt.params["step_size"] / 2)
-    assert jax.tree.structure(after) == jax.tree.structure(adapt)
+def test_warmup_halves_the_step_after_a_divergence(tuned):
+    update = sgld.warmup().update
+    calm = update(tuned, None, StochasticInfo(jnp.asarray(False), 0, 0, 0, 0))
+    after = update(tuned, None, StochasticInfo(jnp.asarray(True), 0, 0, 0, 0))
+    assert calm.params["step_size"] == tuned.params["step_size"]
+    np.testing.assert_allclose(after.params["step_size"], tuned.params["step_size"] / 2)
+    assert jax.tree.structure(after) == jax.tree.structure(tuned)
 
 
-def test_chains_start_apart(logistic):
-    target, _, sd = logistic
-    warm = sgld.warmup()
-    starts = jax.jit(
-        jax.vmap(lambda key: warm.init(key, target.position, target, 0).position)
-    )(jax.random.split(jax.random.key(0), 4))
-    assert 0.1 * sd[1] < starts["slope"].std() < 5 * sd[1]
+def test_chains_start_apart(skewed):
+    data, _, sd = skewed
+    starts = np.stack([flat(found(data, seed).position) for seed in range(4)])
+    assert 0.1 * sd[1] < starts[:, 1].std() < 5 * sd[1]
 
 
 def test_a_numpyro_model_is_sampled_in_batches():
-    from numpyro.infer import MCMC
-
-    from nutfree.hosts.numpyro import kernel
-
     rng = np.random.default_rng(0)
     y = rng.normal(2.0, 1.5, size=3000)
 
@@ -339,7 +350,7 @@ def test_a_numpyro_model_is_sampled_in_batches():
             numpyro.sample("y", dist.Normal(mu, sigma), obs=numpyro.subsample(y, 0))
 
     mcmc = MCMC(
-        kernel("sgld", model, plate="data"),
+        nf.kernel("sgld", model, plate="data"),
         num_warmup=10,
         num_samples=2000,
         progress_bar=False,
@@ -365,8 +376,20 @@ def test_a_million_rows_are_sampled_without_bias_from_single_precision():
         logits = features[indices] @ x
         return -jnp.sum(x**2) / 8, labels[indices] * logits - jax.nn.softplus(logits)
 
-    target = replace(target_of(Minibatch(num_data, terms)), position=jnp.zeros(dim))
-    _, (draws, info) = sample(target, num_samples=8000)
+    target = target_of(Minibatch(num_data, terms), jnp.zeros(dim))
+
+    @jax.jit
+    def run(key):
+        adapt = sgld.warmup().init(key, target.position, target, 0)
+
+        def body(state, key):
+            state, info = sgld.build_kernel()(key, state, target, **adapt.params)
+            return state, (state.position, info)
+
+        keys = jax.random.split(jax.random.fold_in(key, 1), 8000)
+        return jax.lax.scan(body, sgld.init(adapt.position, target), keys)[1]
+
+    draws, info = run(jax.random.key(0))
     mode, wide = truth.copy(), X.astype(np.float64)
     for _ in range(10):
         p = 1 / (1 + np.exp(-wide @ mode))
@@ -379,33 +402,9 @@ def test_a_million_rows_are_sampled_without_bias_from_single_precision():
     assert float(info.num_grad_evals.sum()) < 200
 
 
-def with_a_rare_column(num_data=4000, num_rare=8):
-    """Logistic rows, of which a few know all that is known of one coefficient."""
-    rng = np.random.default_rng(1)
-    X = np.stack(
-        [np.ones(num_data), rng.normal(size=num_data), np.arange(num_data) < num_rare],
-        axis=1,
-    )
-    y = jnp.asarray(rng.uniform(size=num_data) < 0.4, float)
-    X = jnp.asarray(X)
-
-    def terms(beta, indices):
-        logits = X[indices] @ beta
-        rows = y[indices] * logits - jax.nn.softplus(logits)
-        return -0.5 * jnp.sum(beta**2) / 4, rows
-
-    return target_of(Minibatch(num_data, terms))
-
-
-def found_with(target, sampling, dim):
-    pilot = sgld.warmup(batch_size=40, sampling=sampling).init
-    return jax.jit(lambda key: pilot(key, jnp.zeros(dim), target, 0))(jax.random.key(0))
-
-
 def test_rows_that_matter_more_are_drawn_more_often_where_batches_are_noisy():
-    target, num_rare = with_a_rare_column(), 8
-    even = found_with(target, "uniform", 3)
-    auto = found_with(target, "auto", 3)
+    data, num_rare = rows_of_a_rare_column(), 8
+    even, auto = found(data, sampling="uniform"), found(data)
     assert even.params["shares"] == ()
     assert jnp.max(even.params["gradient_noise"]) > 1
     entries = np.asarray(auto.params["shares"].entries)
@@ -418,16 +417,15 @@ def test_rows_that_matter_more_are_drawn_more_often_where_batches_are_noisy():
     assert 8 <= auto.num_grad_evals - even.num_grad_evals < 11
 
 
-def test_rows_are_drawn_evenly_where_batches_are_not_noisy():
-    target, *_ = gaussian_location()
-    even = found_with(target, "uniform", 2)
-    auto = found_with(target, "auto", 2)
-    entries = np.asarray(auto.params["shares"].entries)
+def test_rows_are_drawn_evenly_where_batches_are_not_noisy(skewed, tuned):
+    even = found(skewed[0], sampling="uniform")
+    assert jnp.max(even.params["gradient_noise"]) < 1
+    entries = np.asarray(tuned.params["shares"].entries)
     assert np.all(entries == entries[0])
-    np.testing.assert_allclose(
-        auto.params["gradient_noise"], even.params["gradient_noise"], atol=1e-6
-    )
-    np.testing.assert_allclose(auto.num_grad_evals, even.num_grad_evals, rtol=1e-6)
+    for name in ("gradient_noise", "step_size"):
+        # from other batches
+        np.testing.assert_allclose(tuned.params[name], even.params[name], rtol=0.3)
+    np.testing.assert_allclose(tuned.num_grad_evals, even.num_grad_evals, rtol=1e-6)
 
 
 def test_importance_without_its_shares_says_where_they_come_from():

@@ -5,12 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nutfree.kernels.sgld import (
-    csgld,
-    sgbaoab,
-    sgld,
-    sgnht,
-)
+from nutfree import registry
+from nutfree.kernels.sgld.csgld import DYNAMICS as CYCLE
 from nutfree.minibatch.gradients import control_at
 from nutfree.target import Minibatch, Target
 from tests.kernels.sgld.test_stochastic import (
@@ -30,6 +26,8 @@ from tests.kernels.sgld.test_stochastic import (
 )
 from tests.recursions import Recursion, stationary
 
+sgld, csgld, sgnht, sgbaoab = map(registry.get, ("sgld", "csgld", "sgnht", "sgbaoab"))
+
 
 def location(num_data, dim, seed=0):
     """Rows N(x, 1) with a flat prior: target, posterior mean, and noise of one row."""
@@ -46,14 +44,14 @@ def location(num_data, dim, seed=0):
     return target, y.mean(0), num_data * y.var(0)
 
 
-def run(module, target, mean, num_data, keys, num_transitions, static, params):
+def run(spec, target, mean, num_data, keys, num_transitions, static, params):
     """The last states of many chains, in units of the posterior's sd."""
-    static = {"gradient": "plain", **static}
-    kernel = module.build_kernel(**static)
+    options = spec.options(**{"gradient": "plain", **static})
+    kernel = spec.build_kernel(options)
 
     def one(key):
         start = jnp.asarray(mean)
-        state = module.init(start, target, key, gradient=static["gradient"])
+        state = spec.init(start, target, key, options)
 
         def body(state, key):
             return kernel(
@@ -187,9 +185,9 @@ def test_a_cycle_ends_in_the_law_of_its_recursion(batch_size):
 
 
 def test_longer_cycles_have_less_bias():
-    settings = csgld.DYNAMICS.settings
+    settings = CYCLE.settings
     errors = [
-        abs(float(csgld.inflation(jnp.asarray(1.0), 0.5, 1.0, k, **settings)))
+        abs(float(CYCLE.inflation(jnp.asarray(1.0), 0.5, 1.0, k, **settings)))
         for k in (128, 512, 2048)
     ]
     # the heat of the last unit of time: as K^(-2/3), by 2.5 each
@@ -201,11 +199,11 @@ def test_hot_cycles_visit_modes_that_constant_steps_do_not():
     target = one_dimensional(lambda x: 0.5 * (x**2 - 4) ** 2)
     keys = jax.random.split(jax.random.key(4), 400)
 
-    def ends(module, **params):
-        kernel = module.build_kernel(batch_size=2, gradient="plain")
+    def ends(spec, **params):
+        kernel = spec.build_kernel(spec.options(batch_size=2, gradient="plain"))
 
         def one(key):
-            state = module.init(jnp.full(1, 2.0), target, key)
+            state = spec.init(jnp.full(1, 2.0), target, key)
             state, _ = kernel(key, state, target, inverse_mass_matrix=1 / 16, **params)
             return state.position[0]
 

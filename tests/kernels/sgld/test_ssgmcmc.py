@@ -8,10 +8,11 @@ from numpyro.infer import MCMC
 
 import models
 import nutfree as nf
-from nutfree.kernels.sgld import sgld, ssgmcmc
+from nutfree import registry
 from nutfree.kernels.sgld.structured import group_of_coordinates
 from nutfree.target import Minibatch, Target
 
+sgld, ssgmcmc = registry.get("sgld"), registry.get("ssgmcmc")
 # groups "a" (two coordinates) and "b" (one), all correlated
 PRECISION = np.array([[2.0, 0.6, 0.9], [0.6, 1.5, -0.5], [0.9, -0.5, 1.2]])
 SAME = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]], bool)
@@ -32,7 +33,7 @@ def gaussian():
 @pytest.mark.parametrize("dropout", [pytest.param(None, marks=pytest.mark.slow), 0.5])
 def test_the_law_has_the_precision_without_the_blocks_between_groups(dropout):
     target = gaussian()
-    kernel = ssgmcmc.build_kernel(batch_size=2, dropout=dropout)
+    kernel = ssgmcmc.build_kernel(ssgmcmc.options(batch_size=2, dropout=dropout))
     params = {"step_size": 0.04, "num_steps": 40}
 
     def one(key):
@@ -73,9 +74,10 @@ def test_one_group_alone_is_sgld():
 
     target = Target(lambda x: 0.0, minibatch=Minibatch(2, terms))
     draws = []
-    for module in (ssgmcmc, sgld):
-        kernel = module.build_kernel(batch_size=2, gradient="plain")
-        state = module.init(jnp.ones(2), target)
+    for spec in (ssgmcmc, sgld):
+        options = spec.options(batch_size=2, gradient="plain")
+        kernel = spec.build_kernel(options)
+        state = spec.init(jnp.ones(2), target, options=options)
         draws.append(kernel(jax.random.key(0), state, target, step_size=0.1)[0])
     np.testing.assert_allclose(draws[0].position, draws[1].position, rtol=1e-5)
 

@@ -5,6 +5,10 @@ the chain is; the discretised chain is then a linear recursion with random maps,
 mean and covariance are known exactly.
 """
 
+from functools import partial
+from importlib import import_module
+from itertools import combinations
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,14 +97,14 @@ def check(u, expected):
     np.testing.assert_allclose(u.var(), covariance[0, 0], rtol=0.06)
 
 
-def whitened_ends(target, name, params, *, num_transitions=10, chains=20_000, **static):
-    """Where many chains' next gradient would be taken, in units of posterior sd."""
+@partial(jax.jit, static_argnames=("target", "name", "static", "num_transitions"))
+def _ends(keys, params, target, name, static, num_transitions):
     spec = registry.get(name)
-    kernel = spec.bind(spec.build_kernel, {"batch_size": 1, **static})()
-    init = spec.bind(spec.init, static)
+    options = spec.options(**dict(static))
+    kernel = spec.build_kernel(options)
 
     def one(key):
-        state = init(jnp.asarray([MEAN]), target, key)
+        state = spec.init(jnp.asarray([MEAN]), target, key, options)
 
         def body(state, key):
             return kernel(
@@ -111,8 +115,14 @@ def whitened_ends(target, name, params, *, num_transitions=10, chains=20_000, **
         state, info = jax.lax.scan(body, state, keys)
         return state.ahead, info.is_divergent.any()
 
+    return jax.vmap(one)(keys)
+
+
+def whitened_ends(target, name, params, *, num_transitions=10, chains=20_000, **static):
+    """Where many chains' next gradient would be taken, in units of posterior sd."""
     keys = jax.random.split(jax.random.key(0), chains)
-    ahead, divergent = jax.jit(jax.vmap(one))(keys)
+    static = tuple({"batch_size": 1, **static}.items())
+    ahead, divergent = _ends(keys, params, target, name, static, num_transitions)
     assert not divergent.any()
     return ahead / SCALE
 
@@ -144,7 +154,7 @@ def test_plain_gradients_have_the_law_of_the_random_recursion(name, target):
     check(u, stationary([steps]))
 
 
-@pytest.mark.parametrize("name", DYNAMICS)
+@two_dynamics
 def test_control_variates_have_the_law_of_the_random_recursion(name, target):
     dynamics, settings, h = DYNAMICS[name]
     centre = MEAN + SCALE
@@ -253,8 +263,6 @@ def test_batches_without_replacement_have_less_noise_by_what_theory_says(target)
         replacement=False,
         batch_size=n,
     )
-    from itertools import combinations
-
     batches = [list(c) for c in combinations(range(N), n)]
     at_zero = np.array([SCALE * N / n * A[c].sum() for c in batches])
     slopes = np.array([SCALE**2 * (1 + N / n * B[c].sum()) for c in batches])
@@ -267,14 +275,14 @@ def test_predicted_inflation_is_that_of_the_recursion(name, noise):
     dynamics, settings, h = DYNAMICS[name]
     spread = np.sqrt(noise) * np.array([-1.0, 1.0])
     _, covariance = stationary([recursion(dynamics, h, spread, np.ones(2))])
-    predicted = _module(name).inflation(jnp.asarray(h), noise, 1.0, 1, **settings)
+    predicted = _dynamics(name).inflation(jnp.asarray(h), noise, 1.0, 1, **settings)
     np.testing.assert_allclose(predicted, covariance[0, 0] - 1, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sgld", "sghmc", "sgbaoab"])
 @pytest.mark.parametrize("noise", [50.0, 1000.0])
 def test_a_small_step_is_tuned_in_single_precision(name, noise):
-    dynamics = _module(name).DYNAMICS
+    dynamics = _dynamics(name)
     found = dynamics.tune(0.05, jnp.asarray(noise), 1.0, dynamics.settings)
     # at friction 2, h V / 4 for small steps, as without a momentum
     np.testing.assert_allclose(found["step_size"], 4 * 0.05 / noise, rtol=0.05)
@@ -287,18 +295,18 @@ def test_a_small_step_is_tuned_in_single_precision(name, noise):
 def test_inflation_on_a_gaussian_falls_at_its_stated_order(name, noise, order):
     _, settings, _ = DYNAMICS[name]
     large, small = (
-        float(_module(name).inflation(jnp.asarray(h), noise, 1.0, 1, **settings))
+        float(_dynamics(name).inflation(jnp.asarray(h), noise, 1.0, 1, **settings))
         for h in (0.04, 0.02)
     )
     assert large / small == pytest.approx(2**order, rel=0.1)
 
 
-def _module(name):
-    return __import__(f"nutfree.kernels.{name}", fromlist=[name])
+def _dynamics(name):
+    return import_module(f"nutfree.kernels.sgld.{name}").DYNAMICS
 
 
 def test_baoab_positions_have_no_bias_on_a_gaussian_with_exact_gradients():
-    inflation = _module("sgbaoab").inflation
+    inflation = _dynamics("sgbaoab").inflation
     for h in (0.5, 1.0, 1.9):
         error = inflation(jnp.asarray(h), 0.0, 1.0, 1, friction=1.0)
         assert abs(float(error)) < 1e-4
@@ -322,7 +330,7 @@ def test_baoab_bias_falls_with_the_square_of_the_step_away_from_gaussians():
     x = np.linspace(-9, 9, 20_001)
     exact = np.average(x**2, weights=np.exp(-np.asarray(potential(x), float)))
     spec = registry.get("sgbaoab")
-    kernel = spec.build_kernel(batch_size=2, gradient="plain")
+    kernel = spec.build_kernel(spec.options(batch_size=2, gradient="plain"))
 
     def mean_square(step_size, key):
         state = spec.init(jnp.zeros(1), target, key)
@@ -349,7 +357,7 @@ def test_without_memory_psgld_has_the_law_that_leaving_out_gamma_gives():
     # |g| = 1 + |x|, so that pi/G is (1 + |x|) exp(-|x| - x^2/2)
     target = one_dimensional(lambda x: jnp.abs(x) + 0.5 * x**2)
     spec = registry.get("psgld")
-    kernel = spec.build_kernel(batch_size=2, gradient="plain")
+    kernel = spec.build_kernel(spec.options(batch_size=2, gradient="plain"))
 
     def one(key, smoothing):
         state = spec.init(jnp.zeros(1), target, key)
@@ -367,13 +375,19 @@ def test_without_memory_psgld_has_the_law_that_leaving_out_gamma_gives():
         assert got == pytest.approx(expected, rel=0.1)
 
 
-@pytest.mark.parametrize("friction", [0.2, None, 10.0])
-def test_the_step_is_tuned_at_the_friction_that_the_user_fixed(target, friction):
+@pytest.mark.parametrize("friction", [0.2, 2.0, 10.0])
+def test_the_step_has_the_inflation_asked_for_at_each_friction(friction):
+    dynamics, settings = _dynamics("sghmc"), {"friction": friction}
+    step_size = dynamics.tune(0.05, jnp.asarray(3.0), 1.0, settings)["step_size"]
+    predicted = dynamics.inflation(step_size, 3.0, 1.0, 1, **settings)
+    assert float(predicted) == pytest.approx(0.05, rel=0.02)
+
+
+def test_the_step_is_tuned_at_the_friction_that_the_user_fixed(target):
+    options = {"batch_size": 2, "gradient": "plain", "friction": 0.2}
     warmup = nf.sghmc.warmup
-    options = {"batch_size": 2, "gradient": "plain", "friction": friction}
     found = warmup(target, jax.random.key(0), jnp.zeros(1), 0, **options).parameters
     noise, curvature = jnp.max(found["gradient_noise"]), found["curvature"]
-    settings = {"friction": 2.0 if friction is None else friction}
-    inflation = _module("sghmc").inflation
-    predicted = inflation(found["step_size"], noise, curvature, 1, **settings)
+    inflation = _dynamics("sghmc").inflation
+    predicted = inflation(found["step_size"], noise, curvature, 1, friction=0.2)
     assert float(predicted) == pytest.approx(0.05, rel=0.02)

@@ -154,6 +154,13 @@ def owner_gradient(shard: Target, unravel, batch_size: int | None, share: float)
     return batch
 
 
+def owner_cost(shard: Target, batch_size: int | None) -> float:
+    """What a step of a visited owner spends, in gradients over all of its rows."""
+    if batch_size is None or shard.minibatch is None:
+        return 1.0
+    return min(1.0, batch_size / shard.minibatch.num_data)
+
+
 def owner_noise(
     keys, draw, gradients, f, surrogates, whiten, num_local_steps, batches, count: Any
 ):

@@ -30,15 +30,15 @@ from nutfree.kernels.federated.federation import (
     fit_surrogate,
     local_gradient,
     local_steps,
+    owner_cost,
     owner_gradient,
     owner_noise,
     pool,
     server_step,
     visit_probabilities,
 )
-from nutfree.minibatch.gradients import predicted_inflation, step_for_inflation
 from nutfree.numerics.evaluation import is_finite
-from nutfree.numerics.langevin import steps_to_forget
+from nutfree.numerics.langevin import predicted_inflation, steps_to_forget
 from nutfree.numerics.laplace import (
     inverse,
     largest_curvature,
@@ -48,10 +48,39 @@ from nutfree.numerics.laplace import (
 from nutfree.numerics.preconditioning import matvec, root, transpose
 from nutfree.registry import KernelSpec, option
 from nutfree.target import Position
-from nutfree.warmup import AdaptationState, Warmup
+from nutfree.warmup import Warmup
+from nutfree.warmup.by_bias import Pilot, warmup_by_bias
 
 #: Positions at which warm-up measures how much owners' gradients differ.
 NUM_DRAWS = 16
+
+
+@dataclass(frozen=True)
+class Options:
+    num_local_steps: int = option(10, "steps K that an owner makes per visit", ge=1)
+    batch_size: int | None = option(
+        None, "rows per gradient of a visited owner; None is all of its rows", ge=1
+    )
+    visits: str = option(
+        "size",
+        "how often an owner is visited: by its number of rows, or evenly",
+        choices=("size", "uniform"),
+    )
+    conducive: bool = option(
+        True, "True or False: add the conducive gradient; without it this is DSGLD"
+    )
+    max_inflation: float = option(
+        0.05, "predicted error of posterior variances that sets the step", gt=0, le=1
+    )
+    step_size: float | None = option(
+        None, "step h, in units of the preconditioned coordinates", gt=0, tuned=True
+    )
+    num_rounds: int | None = option(
+        None,
+        "visits per transition; None is 2/(h K), up to 1,000/K",
+        ge=1,
+        tuned=True,
+    )
 
 
 class FSGLDState(NamedTuple):
@@ -91,18 +120,12 @@ class FSGLDInfo(NamedTuple):
     predicted_inflation: jax.Array
 
 
-def init(position, logdensity_fn, rng_key=None) -> FSGLDState:
-    del logdensity_fn, rng_key
+def init(position, logdensity_fn, rng_key=None, options=Options()) -> FSGLDState:
+    del logdensity_fn, rng_key, options
     return FSGLDState(position, position)
 
 
-def build_kernel(
-    *,
-    num_local_steps: int = 10,
-    batch_size: int | None = None,
-    visits: str = "size",
-    conducive: bool = True,
-):
+def build_kernel(options=Options()):
     """Return the kernel; `logdensity_fn` must be a `Target` with `shards`.
 
     Its params: `step_size` h; `inverse_mass_matrix` C, of shape `(d, d)`, `(d,)` or
@@ -110,6 +133,7 @@ def build_kernel(
     `predicted_inflation`; and `num_rounds`, 2/(h K) unless given. Owners are branches
     of a `lax.switch`, so chains that are vmapped compute every owner at every visit.
     """
+    num_local_steps, conducive = options.num_local_steps, options.conducive
 
     def kernel(
         rng_key,
@@ -124,16 +148,16 @@ def build_kernel(
     ) -> tuple[FSGLDState, FSGLDInfo]:
         shards = logdensity_fn.shards
         x, unravel = ravel_pytree(state.position)
-        shares, f = data_shares(shards), visit_probabilities(shards, visits)
+        shares, f = data_shares(shards), visit_probabilities(shards, options.visits)
         factor = root(jnp.asarray(inverse_mass_matrix, x.dtype))
         step_size = jnp.asarray(step_size, x.dtype)
         if num_rounds is None:
-            num_rounds = (steps_to_forget(step_size) - 1) // num_local_steps + 1
+            num_rounds = rounds_to_forget(step_size, num_local_steps)
         pooled = pool(surrogates) if conducive else None
 
         def visit(s):
             own = jax.tree.map(lambda a: a[s], surrogates) if conducive else None
-            gradient = owner_gradient(shards[s], unravel, batch_size, shares[s])
+            gradient = owner_gradient(shards[s], unravel, options.batch_size, shares[s])
 
             def drift(g, x):
                 return local_gradient(g, x, f[s], own, pooled)
@@ -172,14 +196,12 @@ def build_kernel(
     return kernel
 
 
-def warmup(
-    *,
-    num_local_steps: int = 10,
-    batch_size: int | None = None,
-    visits: str = "size",
-    conducive: bool = True,
-    max_inflation: float = 0.05,
-) -> Warmup:
+def rounds_to_forget(step_size, num_local_steps: int) -> jax.Array:
+    """Visits in which the chain forgets 63 % of its place."""
+    return (steps_to_forget(step_size) - 1) // num_local_steps + 1
+
+
+def warmup(options=Options()) -> Warmup:
     """Find the pooled mode, the owners' surrogates there, and a step size.
 
     The pooled mode is found by L-BFGS, owners answering with value and gradient. The
@@ -187,11 +209,11 @@ def warmup(
     `max_inflation`; it is halved after a divergent transition.
     """
 
-    def pilot(rng_key, position, target, num_steps) -> AdaptationState:
+    def pilot(rng_key, position, target, num_steps):
         del num_steps
         shards = target.shards
         x, unravel = ravel_pytree(position)
-        shares, f = data_shares(shards), visit_probabilities(shards, visits)
+        shares, f = data_shares(shards), visit_probabilities(shards, options.visits)
         logdensities = [lambda x, s=s: s(unravel(x)) for s in shards]
         fit_key, top_key, noise_key, start_key = jax.random.split(rng_key, 4)
 
@@ -213,7 +235,10 @@ def warmup(
             return centre + matvec(factor, noise)
 
         gradients = [
-            (jax.grad(logdensity), owner_gradient(shard, unravel, batch_size, share))
+            (
+                jax.grad(logdensity),
+                owner_gradient(shard, unravel, options.batch_size, share),
+            )
             for logdensity, shard, share in zip(logdensities, shards, shares)
         ]
         noise, count = owner_noise(
@@ -221,60 +246,34 @@ def warmup(
             draw,
             gradients,
             f,
-            surrogates if conducive else None,
+            surrogates if options.conducive else None,
             lambda g: matvec(transpose(factor), g),
-            num_local_steps,
-            batch_size is not None,
+            options.num_local_steps,
+            options.batch_size is not None,
             count,
         )
-        params = {
-            "step_size": step_for_inflation(max_inflation, noise, curvature),
-            "inverse_mass_matrix": covariance,
-            "surrogates": surrogates,
-            "gradient_noise": noise,
-            "curvature": curvature,
-        }
         start = draw(start_key)
         value, count = total(start), count + 1
         start = jnp.where(is_finite(start, value), start, centre)
-        return AdaptationState(params, unravel(start), num_grad_evals=count)
+        params = {"surrogates": surrogates, "gradient_noise": noise}
+        return Pilot(start, covariance, curvature, noise, params), count
 
-    def update(adapt_state, state, info) -> AdaptationState:
-        del state
-        params = dict(adapt_state.params)
-        halved = 0.5 * params["step_size"]
-        params["step_size"] = jnp.where(info.is_divergent, halved, params["step_size"])
-        return adapt_state._replace(params=params)
-
-    return Warmup(pilot, update, lambda adapt_state: adapt_state.params)
+    return warmup_by_bias(pilot, options.max_inflation)
 
 
-@dataclass(frozen=True)
-class Options:
-    num_local_steps: int = option(10, "steps K that an owner makes per visit", ge=1)
-    batch_size: int | None = option(
-        None, "rows per gradient of a visited owner; None is all of its rows", ge=1
-    )
-    visits: str = option(
-        "size",
-        "how often an owner is visited: by its number of rows, or evenly",
-        choices=("size", "uniform"),
-    )
-    conducive: bool = option(
-        True, "True or False: add the conducive gradient; without it this is DSGLD"
-    )
-    max_inflation: float = option(
-        0.05, "predicted error of posterior variances that sets the step", gt=0, le=1
-    )
-    step_size: float | None = option(
-        None, "step h, in units of the preconditioned coordinates", gt=0, tuned=True
-    )
-    num_rounds: int | None = option(
-        None,
-        "visits per transition; None is 2/(h K), up to 1,000/K",
-        ge=1,
-        tuned=True,
-    )
+def gradients(options, params, target):
+    """Steps, times the rows that an owner evaluates, on average over the visits."""
+    shards, step_size = target.shards, params["step_size"]
+    num_rounds = params.get("num_rounds")
+    if num_rounds is None:
+        num_rounds = rounds_to_forget(step_size, options.num_local_steps)
+    f = visit_probabilities(shards, options.visits)
+    costs = [
+        share * owner_cost(shard, options.batch_size)
+        for shard, share in zip(shards, data_shares(shards))
+    ]
+    a_step = sum(chance * cost for chance, cost in zip(f, costs))
+    return num_rounds * options.num_local_steps * a_step
 
 
 SPEC = KernelSpec(
@@ -289,6 +288,8 @@ SPEC = KernelSpec(
     needs=("shards",),
     suits=several_owners,
     guarantee="biased",
+    bias_order={"step_size": 1},
+    gradients=gradients,
     bias="variances are too large by order step_size (or max_inflation); "
     "predicted_inflation and the kernel Stein discrepancy show it",
     collects=("predicted_inflation", "num_rounds"),

@@ -21,19 +21,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from nutfree.facts import many_rows
 from nutfree.kernels.sgld import sgld
-from nutfree.kernels.sgld.stochastic import (
-    BIAS,
-    Dynamics,
-    TunableOptions,
-    init_for,
-    kernel_builder,
-)
-from nutfree.kernels.sgld.warmup import warmup_builder
-from nutfree.minibatch.gradients import predicted_inflation
-from nutfree.numerics.langevin import steps_to_forget
-from nutfree.registry import KernelSpec, option
+from nutfree.kernels.sgld.family import BIAS, stochastic_spec
+from nutfree.kernels.sgld.stochastic import Dynamics, StochasticOptions
+from nutfree.numerics.langevin import predicted_inflation, steps_to_forget
+from nutfree.registry import option
 
 #: The paper's lambda.
 EPSILON = 1e-5
@@ -83,30 +75,20 @@ DYNAMICS = Dynamics(
     num_steps=num_steps,
     settings={"smoothing": 0.99},
 )
-init = init_for(DYNAMICS)
-build_kernel = kernel_builder(DYNAMICS)
-warmup = warmup_builder(DYNAMICS)
 
 
 @dataclass(frozen=True)
-class Options(TunableOptions):
+class Options(StochasticOptions):
     smoothing: float | None = option(
         None, "weight a of the past in the mean square gradient", ge=0, le=1, tuned=True
     )
 
 
-SPEC = KernelSpec(
+SPEC = stochastic_spec(
+    DYNAMICS,
+    Options,
     name="psgld",
-    family="sgld",
     summary="SGLD with RMSprop's preconditioner",
     paper="Li, Chen, Carlson and Carin 2016, arXiv 1512.07666",
-    init=init,
-    build_kernel=build_kernel,
-    warmup=warmup,
-    options=Options,
-    needs=("minibatch",),
-    collects=("predicted_inflation",),
-    suits=many_rows,
-    guarantee="biased",
     bias=f"{BIAS}; far below 1, smoothing makes tails too heavy, whatever the step",
 )

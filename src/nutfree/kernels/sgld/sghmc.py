@@ -17,25 +17,10 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from blackjax.sgmcmc import diffusions
 
-from nutfree.facts import many_rows
-from nutfree.kernels.sgld.stochastic import (
-    BIAS,
-    Dynamics,
-    TunableOptions,
-    init_for,
-    kernel_builder,
-)
-from nutfree.kernels.sgld.underdamped import (
-    draw_momentum,
-    underdamped_inflation,
-    underdamped_steps,
-    underdamped_tune,
-)
-from nutfree.kernels.sgld.warmup import warmup_builder
-from nutfree.registry import KernelSpec, option
-
-#: Critical damping of a posterior of unit variance.
-FRICTION = 2.0
+from nutfree.kernels.sgld.family import stochastic_spec
+from nutfree.kernels.sgld.stochastic import StochasticOptions
+from nutfree.kernels.sgld.underdamped import underdamped_dynamics
+from nutfree.registry import option
 
 
 def move(rng_key, momentum, gradient, step_size, time, *, friction):
@@ -56,39 +41,20 @@ def recursion(step_size, noise, precision, *, friction):
     return less, (2 * friction * h + h**2 * noise) * jnp.outer(towards, towards)
 
 
-inflation = underdamped_inflation(recursion)
-DYNAMICS = Dynamics(
-    start=draw_momentum,
-    move=move,
-    inflation=inflation,
-    tune=underdamped_tune(inflation),
-    num_steps=underdamped_steps,
-    settings={"friction": FRICTION},
-)
-init = init_for(DYNAMICS)
-build_kernel = kernel_builder(DYNAMICS)
-warmup = warmup_builder(DYNAMICS)
+DYNAMICS = underdamped_dynamics(move, recursion)
 
 
 @dataclass(frozen=True)
-class Options(TunableOptions):
+class Options(StochasticOptions):
     friction: float | None = option(
         None, "friction alpha per unit of time; 2 unless given", gt=0, tuned=True
     )
 
 
-SPEC = KernelSpec(
+SPEC = stochastic_spec(
+    DYNAMICS,
+    Options,
     name="sghmc",
-    family="sgld",
     summary="stochastic gradient Hamiltonian Monte Carlo with friction",
     paper="Chen, Fox and Guestrin 2014, arXiv 1402.4102",
-    init=init,
-    build_kernel=build_kernel,
-    warmup=warmup,
-    options=Options,
-    needs=("minibatch",),
-    collects=("predicted_inflation",),
-    suits=many_rows,
-    guarantee="biased",
-    bias=BIAS,
 )

@@ -15,23 +15,10 @@ One transition is about 2/h steps, of n/N gradients each, 2n/N with control vari
 import jax
 import jax.numpy as jnp
 
-from nutfree.facts import many_rows
-from nutfree.kernels.sgld.stochastic import (
-    BIAS,
-    Dynamics,
-    StochasticInfo,
-    StochasticState,
-    TunableOptions,
-    init_for,
-    kernel_builder,
-)
-from nutfree.kernels.sgld.warmup import warmup_builder
-from nutfree.minibatch.gradients import predicted_inflation, step_for_inflation
-from nutfree.numerics.langevin import steps_to_forget
-from nutfree.registry import KernelSpec
-
-SGLDState = StochasticState
-SGLDInfo = StochasticInfo
+from nutfree.kernels.sgld.family import stochastic_spec
+from nutfree.kernels.sgld.stochastic import Dynamics
+from nutfree.numerics.langevin import predicted_inflation, steps_to_forget
+from nutfree.warmup.by_bias import overdamped_step
 
 
 def move(rng_key, auxiliary, gradient, step_size, time):
@@ -48,7 +35,7 @@ def inflation(step_size, noise, curvature, num_steps) -> jax.Array:
 
 def tune(max_inflation, noise, curvature, settings) -> dict:
     del settings
-    return {"step_size": step_for_inflation(max_inflation, noise, curvature)}
+    return overdamped_step(max_inflation, noise, curvature)
 
 
 DYNAMICS = Dynamics(
@@ -59,24 +46,12 @@ DYNAMICS = Dynamics(
     num_steps=lambda step_size, noise: steps_to_forget(step_size),
     settings={},
 )
-init = init_for(DYNAMICS)
-build_kernel = kernel_builder(DYNAMICS)
-warmup = warmup_builder(DYNAMICS)
 
 
-SPEC = KernelSpec(
+SPEC = stochastic_spec(
+    DYNAMICS,
     name="sgld",
-    family="sgld",
     summary="stochastic gradient Langevin with control variates at the mode",
     paper="Welling and Teh 2011; arXiv 1706.05439",
-    init=init,
-    build_kernel=build_kernel,
-    warmup=warmup,
-    options=TunableOptions,
-    needs=("minibatch",),
-    collects=("predicted_inflation",),
-    suits=many_rows,
-    guarantee="biased",
-    bias=BIAS,
     recommended=True,
 )

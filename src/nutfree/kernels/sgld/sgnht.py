@@ -21,23 +21,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nutfree.facts import many_rows
 from nutfree.kernels.sgld import sgbaoab
-from nutfree.kernels.sgld.stochastic import (
-    BIAS,
-    Dynamics,
-    TunableOptions,
-    init_for,
-    kernel_builder,
-)
+from nutfree.kernels.sgld.family import stochastic_spec
+from nutfree.kernels.sgld.stochastic import StochasticOptions
 from nutfree.kernels.sgld.underdamped import (
+    FRICTION,
     draw_momentum,
-    underdamped_inflation,
-    underdamped_steps,
-    underdamped_tune,
+    underdamped_dynamics,
 )
-from nutfree.kernels.sgld.warmup import warmup_builder
-from nutfree.registry import KernelSpec, option
+from nutfree.registry import option
 
 #: The largest step that warm-up takes: xi moves with all of the kinetic energy.
 MAX_STEP = 0.25
@@ -51,7 +43,7 @@ class Thermostat(NamedTuple):
 
 
 def start(rng_key, u) -> Thermostat:
-    return Thermostat(draw_momentum(rng_key, u), jnp.asarray(sgbaoab.FRICTION, u.dtype))
+    return Thermostat(draw_momentum(rng_key, u), jnp.asarray(FRICTION, u.dtype))
 
 
 def move(rng_key, thermostat, gradient, step_size, time, *, friction):
@@ -76,46 +68,22 @@ def move(rng_key, thermostat, gradient, step_size, time, *, friction):
     return displacement + 0.5 * step_size * momentum, thermostat
 
 
-def tune(max_inflation, noise, curvature, settings) -> dict:
-    found = underdamped_tune(inflation)(max_inflation, noise, curvature, settings)
-    return {"step_size": jnp.minimum(found["step_size"], MAX_STEP)}
-
-
 # what the thermostat takes up is not known coordinate by coordinate: the prediction is
 # that for noise in one coordinate of many, which it does not see
-inflation = underdamped_inflation(sgbaoab.recursion)
-DYNAMICS = Dynamics(
-    start=start,
-    move=move,
-    inflation=inflation,
-    tune=tune,
-    num_steps=underdamped_steps,
-    settings={"friction": sgbaoab.FRICTION},
-)
-init = init_for(DYNAMICS)
-build_kernel = kernel_builder(DYNAMICS)
-warmup = warmup_builder(DYNAMICS)
+DYNAMICS = underdamped_dynamics(move, sgbaoab.recursion, start, MAX_STEP)
 
 
 @dataclass(frozen=True)
-class Options(TunableOptions):
+class Options(StochasticOptions):
     friction: float | None = option(
         None, "injected noise A per unit of time; 2 unless given", gt=0, tuned=True
     )
 
 
-SPEC = KernelSpec(
+SPEC = stochastic_spec(
+    DYNAMICS,
+    Options,
     name="sgnht",
-    family="sgld",
     summary="stochastic gradient Nosé-Hoover thermostat",
     paper="Ding et al. 2014; arXiv 1505.06889",
-    init=init,
-    build_kernel=build_kernel,
-    warmup=warmup,
-    options=Options,
-    needs=("minibatch",),
-    collects=("predicted_inflation",),
-    suits=many_rows,
-    guarantee="biased",
-    bias=BIAS,
 )

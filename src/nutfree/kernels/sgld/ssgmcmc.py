@@ -23,14 +23,15 @@ from functools import partial
 import jax
 from jax.flatten_util import ravel_pytree
 
-from nutfree.facts import many_rows
+from nutfree.kernels.sgld.family import gradients_of, stochastic_spec
 from nutfree.kernels.sgld.sgld import DYNAMICS
 from nutfree.kernels.sgld.stochastic import (
-    StochasticOptions,
+    BatchOptions,
     StochasticState,
     kernel_builder,
 )
 from nutfree.kernels.sgld.structured import (
+    group_of_coordinates,
     no_past,
     remember,
     structured,
@@ -38,68 +39,13 @@ from nutfree.kernels.sgld.structured import (
     structured_noise,
 )
 from nutfree.kernels.sgld.warmup import warmup_builder
-from nutfree.registry import KernelSpec, option
-from nutfree.warmup.base import Warmup
-
-
-def init(position, logdensity_fn, rng_key=None) -> StochasticState:
-    del logdensity_fn, rng_key
-    x, _ = ravel_pytree(position)
-    return StochasticState(position, position, (), no_past(position, x))
-
-
-def build_kernel(
-    *,
-    batch_size: int | None = None,
-    gradient: str = "plain",
-    sampling: str = "auto",
-    replacement: bool = True,
-    dropout: float | None = None,
-):
-    """Return the kernel, whose params are those of SGLD."""
-    build = kernel_builder(DYNAMICS, lambda name, _: structured(name, dropout))
-    inner = build(
-        batch_size=batch_size,
-        gradient=gradient,
-        sampling=sampling,
-        replacement=replacement,
-    )
-
-    def kernel(rng_key, state, logdensity_fn, **params):
-        x, _ = ravel_pytree(state.position)
-        past_key = jax.random.fold_in(rng_key, 2**31 - 1)
-        memory = remember(state.memory, x, past_key)
-        return inner(rng_key, state._replace(memory=memory), logdensity_fn, **params)
-
-    return kernel
-
-
-def warmup(
-    *,
-    batch_size: int | None = None,
-    gradient: str = "plain",
-    sampling: str = "auto",
-    replacement: bool = True,
-    dropout: float | None = None,
-    max_inflation: float = 0.05,
-) -> Warmup:
-    """SGLD's, with the curvature and the noise of the self-averaged energy."""
-    build = warmup_builder(
-        DYNAMICS,
-        partial(structured_mode, dropout=dropout),
-        partial(structured_noise, dropout=dropout),
-    )
-    return build(
-        batch_size=batch_size,
-        gradient=gradient,
-        sampling=sampling,
-        replacement=replacement,
-        max_inflation=max_inflation,
-    )
+from nutfree.minibatch.estimators import Estimator
+from nutfree.registry import option
+from nutfree.warmup import Warmup
 
 
 @dataclass(frozen=True)
-class Options(StochasticOptions):
+class Options(BatchOptions):
     gradient: str = option(
         "plain",
         "how the gradient is estimated from a batch; far from the mode, plain is best",
@@ -113,19 +59,59 @@ class Options(StochasticOptions):
     )
 
 
-SPEC = KernelSpec(
+def init(position, logdensity_fn, rng_key=None, options=Options()) -> StochasticState:
+    del logdensity_fn, rng_key, options
+    x, _ = ravel_pytree(position)
+    return StochasticState(position, position, (), no_past(position, x))
+
+
+def estimator_of(options: Options) -> Estimator:
+    return structured(options.gradient, options.dropout)
+
+
+def build_kernel(options=Options()):
+    """Return the kernel, whose params are those of SGLD."""
+    inner = kernel_builder(DYNAMICS, Options(), estimator_of)(options)
+
+    def kernel(rng_key, state, logdensity_fn, **params):
+        x, _ = ravel_pytree(state.position)
+        past_key = jax.random.fold_in(rng_key, 2**31 - 1)
+        memory = remember(state.memory, x, past_key)
+        return inner(rng_key, state._replace(memory=memory), logdensity_fn, **params)
+
+    return kernel
+
+
+def warmup(options=Options()) -> Warmup:
+    """SGLD's, with the curvature and the noise of the self-averaged energy."""
+    build = warmup_builder(
+        DYNAMICS,
+        Options(),
+        partial(structured_mode, dropout=options.dropout),
+        partial(structured_noise, dropout=options.dropout),
+    )
+    return build(options)
+
+
+def gradients(options, params, target):
+    """SGLD's, once for each group unless groups drop out."""
+    one = gradients_of(DYNAMICS, estimator_of)(options, params, target)
+    if options.dropout is not None:
+        return one
+    return one * (1 + group_of_coordinates(target.position).max())
+
+
+SPEC = stochastic_spec(
+    DYNAMICS,
+    Options,
     name="ssgmcmc",
-    family="sgld",
     summary="SGLD with the model's sites made independent of each other",
     paper="arXiv 2107.09028",
     init=init,
     build_kernel=build_kernel,
     warmup=warmup,
-    options=Options,
-    needs=("minibatch",),
-    collects=("predicted_inflation",),
-    suits=many_rows,
-    guarantee="biased",
     bias="dependence between sites is left out, whatever the step size, and less of it "
     "with a small dropout; the kernel Stein discrepancy and another kernel show it",
+    bias_order={"step_size": 1, "dropout": 1},
+    gradients=gradients,
 )

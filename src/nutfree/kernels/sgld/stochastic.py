@@ -1,4 +1,4 @@
-"""What every stochastic-gradient kernel shares: the loop, its state and its options.
+"""The loop, the state and the options that all stochastic-gradient kernels share.
 
 A kernel states a `Dynamics`, one step in the coordinates u in which the posterior is
 roughly N(0, I): x = R u, C = R R' the inverse curvature at the mode, found in warm-up.
@@ -16,23 +16,57 @@ from jax.flatten_util import ravel_pytree
 from nutfree.errors import InvalidOption
 from nutfree.minibatch.estimators import GRADIENTS, Estimator, estimator
 from nutfree.minibatch.gradients import default_batch_size, flat_minibatch
-from nutfree.minibatch.sampling import (
-    SAMPLING,
-    Rows,
-    Shares,
-    check_sampling,
-    draw_by_shares,
-    draw_rows,
-)
+from nutfree.minibatch.sampling import SAMPLING, check_sampling, row_sampler
 from nutfree.numerics.evaluation import select
-from nutfree.numerics.preconditioning import (
-    guarded,
-    matvec,
-    root,
-    transpose,
-)
+from nutfree.numerics.preconditioning import guarded, matvec, root, transpose
 from nutfree.registry import option
 from nutfree.target import Position
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """Options of every kernel of the family."""
+
+    batch_size: int | None = option(
+        None, "rows n per gradient; None is a hundredth of them, 100 to 1,000", ge=1
+    )
+    gradient: str = option(
+        "control_variate",
+        "how the gradient is estimated from a batch",
+        choices=GRADIENTS,
+        needs_fixed_rows=("saga",),
+    )
+    sampling: str = option(
+        "auto",
+        "how rows are drawn: evenly, in proportion to their gradient around the mode, "
+        "or so where even draws are too noisy",
+        choices=SAMPLING,
+        needs_fixed_rows=("importance",),
+    )
+    replacement: bool = option(
+        True, "True or False: whether a row can be twice in a batch"
+    )
+    plate: str | None = option(
+        None, "the model's data plate, where it has several", of_model=True
+    )
+    max_inflation: float = option(
+        0.05, "predicted error of posterior variances that sets the step", gt=0, le=1
+    )
+    step_size: float | None = option(
+        None, "step h, in units of the preconditioned coordinates", gt=0, tuned=True
+    )
+    num_steps: int | None = option(
+        None, "steps per transition; None is 2/h, at most 1,000", ge=1, tuned=True
+    )
+
+
+@dataclass(frozen=True)
+class StochasticOptions(BatchOptions):
+    """Options of a kernel that takes any of the gradient estimators."""
+
+    refresh_every: int | None = option(
+        None, "steps between SVRG's passes over all rows; None is N/n", ge=1
+    )
 
 
 class StochasticState(NamedTuple):
@@ -110,66 +144,53 @@ class Dynamics(NamedTuple):
     num_steps: Callable
     settings: dict[str, float]
 
+    def steps_of(self, num_steps, step_size, noise, settings) -> jax.Array:
+        """`num_steps`, or what the dynamics needs where it is zero."""
+        needed = self.num_steps(step_size, noise, **settings)
+        return jnp.where(jnp.asarray(num_steps) > 0, num_steps, needed).astype(int)
 
-def init_for(dynamics: Dynamics) -> Callable:
-    """`init` of a kernel with these dynamics."""
 
-    def init(
-        position,
-        logdensity_fn,
-        rng_key=None,
-        *,
-        gradient: str = "control_variate",
-        refresh_every: int | None = None,
-    ) -> StochasticState:
+def batch_size_of(options: BatchOptions, num_data: int, dim: int) -> int:
+    """The number of rows in a batch, all of them at most."""
+    return min(options.batch_size or default_batch_size(num_data, dim), num_data)
+
+
+def chosen_estimator(options: StochasticOptions) -> Estimator:
+    """The gradient estimator that the options name."""
+    return estimator(options.gradient, options.refresh_every)
+
+
+def init_for(dynamics: Dynamics, default: Any = StochasticOptions()) -> Callable:
+    """`init` of a kernel with these dynamics and options."""
+
+    def init(position, logdensity_fn, rng_key=None, options=default) -> StochasticState:
         x, unravel = ravel_pytree(position)
         rng_key = jax.random.key(0) if rng_key is None else rng_key
-        memory: Any = ()
-        if gradient in ("svrg", "saga"):
-            minibatch = flat_minibatch(logdensity_fn.minibatch, unravel)
-            memory = estimator(gradient, refresh_every).start(minibatch, x)
+        minibatch = flat_minibatch(logdensity_fn.minibatch, unravel)
+        memory = chosen_estimator(options).start(minibatch, x)
         return StochasticState(position, position, dynamics.start(rng_key, x), memory)
 
     return init
 
 
-def row_sampler(
-    num_data: int, batch_size: int, replacement: bool
-) -> Callable[[jax.Array, Any], Rows]:
-    """`(rng_key, shares) -> Rows`, drawn evenly where `shares` is empty."""
-
-    def draw(rng_key, shares):
-        if isinstance(shares, Shares):
-            return draw_by_shares(rng_key, shares, batch_size)
-        return draw_rows(rng_key, num_data, batch_size, replacement)
-
-    return draw
-
-
 def kernel_builder(
-    dynamics: Dynamics, estimator_of: Callable[..., Estimator] = estimator
+    dynamics: Dynamics,
+    default: Any = StochasticOptions(),
+    estimator_of: Callable[[Any], Estimator] = chosen_estimator,
 ) -> Callable:
-    """`build_kernel` of a kernel with these dynamics."""
+    """`build_kernel` of a kernel with these dynamics and options."""
 
-    def build_kernel(
-        *,
-        batch_size: int | None = None,
-        gradient: str = "control_variate",
-        sampling: str = "auto",
-        replacement: bool = True,
-        refresh_every: int | None = None,
-    ):
+    def build_kernel(options=default):
         """Return the kernel; `logdensity_fn` must be a `Target` with `minibatch`.
 
         Its params: `step_size` h; `inverse_mass_matrix` C, of shape `(d, d)`, `(d,)`
         or `()`; `control`, the `Control` of the control variate; `shares`, the
         `Shares` of rows, which are drawn evenly without; `gradient_noise` V, of shape
         `(d,)` or `()`, and `curvature`, for `predicted_inflation`; `num_steps`, where
-        zero stands for what the dynamics needs; `num_batches`, of which the gradient is
-        the mean, one where it is None; and the settings of the dynamics.
+        zero stands for what the dynamics needs; and the settings of the dynamics.
         """
-        estimate = estimator_of(gradient, refresh_every).gradient
-        check_sampling(sampling, replacement)
+        estimate = estimator_of(options).gradient
+        check_sampling(options.sampling, options.replacement)
 
         def kernel(
             rng_key,
@@ -182,67 +203,40 @@ def kernel_builder(
             gradient_noise=0.0,
             curvature=1.0,
             num_steps=0,
-            num_batches=None,
             **settings,
         ) -> tuple[StochasticState, StochasticInfo]:
             x, unravel = ravel_pytree(state.position)
             minibatch = flat_minibatch(logdensity_fn.minibatch, unravel)
-            num_data = minibatch.num_data
-            size = batch_size or default_batch_size(num_data, x.size)
-            if sampling == "importance" and not shares and size < num_data:
-                raise InvalidOption(
-                    "sampling='importance' draws rows by `shares`, which the kernel's "
-                    "`warmup` finds. Pass them, or leave sampling out."
-                )
-            draw = row_sampler(num_data, size, replacement)
+            size = batch_size_of(options, minibatch.num_data, x.size)
+            _require_shares(options, shares, size, minibatch.num_data)
+            draw_rows = row_sampler(minibatch.num_data, size, options.replacement)
             factor = root(jnp.asarray(inverse_mass_matrix, x.dtype))
-            step_size = jnp.asarray(step_size, x.dtype)
-            settings = {
-                name: jnp.asarray(value, x.dtype)
-                for name, value in (dynamics.settings | settings).items()
-            }
+            step_size, settings = jax.tree.map(
+                lambda value: jnp.asarray(value, x.dtype),
+                (step_size, dynamics.settings | settings),
+            )
             noise = jnp.max(jnp.asarray(gradient_noise, x.dtype))
-            needed = dynamics.num_steps(step_size, noise, **settings)
-            num_steps = jnp.where(jnp.asarray(num_steps) > 0, num_steps, needed)
-            num_steps = num_steps.astype(int)
-
-            def from_batch(key, x, memory, count):
-                rows = draw(key, shares)
-                return estimate(minibatch, rows, x, control, memory, count)
-
-            def gradient_at(key, x, memory, count):
-                if num_batches is None:
-                    return from_batch(key, x, memory, count)
-
-                def add(j, carry):
-                    total, memory, count = carry
-                    key_of_batch = jax.random.fold_in(key, j)
-                    g, memory, count = from_batch(key_of_batch, x, memory, count)
-                    return total + g, memory, count
-
-                start = (jnp.zeros_like(x), memory, count)
-                total, *rest = jax.lax.fori_loop(0, num_batches, add, start)
-                return total / num_batches, *rest
+            num_steps = dynamics.steps_of(num_steps, step_size, noise, settings)
 
             def step(i, carry):
                 x, ahead, auxiliary, memory, divergent, count = carry
-                keys = jax.random.split(jax.random.fold_in(rng_key, i))
-                g, memory, count = gradient_at(keys[0], ahead, memory, count)
+                rows_key, move_key = jax.random.split(jax.random.fold_in(rng_key, i))
+                rows = draw_rows(rows_key, shares)
+                g, memory, count = estimate(
+                    minibatch, rows, ahead, control, memory, count
+                )
+                g_of_u = matvec(transpose(factor), g)
+                time = (i / num_steps).astype(x.dtype)
 
                 def move(x):
                     displacement, new = dynamics.move(
-                        keys[1],
-                        auxiliary,
-                        matvec(transpose(factor), g),
-                        step_size,
-                        (i / num_steps).astype(x.dtype),
-                        **settings,
+                        move_key, auxiliary, g_of_u, step_size, time, **settings
                     )
                     return x + matvec(factor, displacement), new
 
                 x, ahead, moved, failed = guarded(x, ahead, g, move)
                 # a momentum that led nowhere is drawn anew
-                fresh = dynamics.start(jax.random.fold_in(keys[1], 1), x)
+                fresh = dynamics.start(jax.random.fold_in(move_key, 1), x)
                 auxiliary = select(failed, fresh, moved)
                 return x, ahead, auxiliary, memory, divergent | failed, count
 
@@ -264,57 +258,10 @@ def kernel_builder(
     return build_kernel
 
 
-@dataclass(frozen=True)
-class StochasticOptions:
-    batch_size: int | None = option(
-        None, "rows n per gradient; None is a hundredth of them, 100 to 1,000", ge=1
-    )
-    gradient: str = option(
-        "control_variate",
-        "how the gradient is estimated from a batch",
-        choices=GRADIENTS,
-    )
-    sampling: str = option(
-        "auto",
-        "how rows are drawn: evenly, in proportion to their gradient around the mode, "
-        "or so where even draws are too noisy",
-        choices=SAMPLING,
-    )
-    replacement: bool = option(
-        True, "True or False: whether a row can be twice in a batch"
-    )
-    refresh_every: int | None = option(
-        None, "steps between SVRG's passes over all rows; None is N/n", ge=1
-    )
-    plate: str | None = option(None, "the model's data plate, where it has several")
-    max_inflation: float = option(
-        0.05, "predicted error of posterior variances that sets the step", gt=0, le=1
-    )
-    step_size: float | None = option(
-        None, "step h, in units of the preconditioned coordinates", gt=0, tuned=True
-    )
-    num_steps: int | None = option(
-        None, "steps per transition; None is 2/h, at most 1,000", ge=1, tuned=True
-    )
-
-
-@dataclass(frozen=True)
-class TunableOptions(StochasticOptions):
-    """Of a kernel whose law is the posterior's, which a Stein discrepancy can judge."""
-
-    tuning: str = option(
-        "predicted",
-        "the step size by its predicted inflation, or step and batch size by the Stein "
-        "discrepancy of pilot chains",
-        choices=("predicted", "stein"),
-    )
-    tuning_budget: int = option(
-        8192, "batches that all pilot chains of tuning='stein' may spend", ge=1024
-    )
-
-
-#: What the specs of the family have in common.
-BIAS = (
-    "variances are too large by order step_size (or max_inflation), and less with "
-    "a larger batch_size; predicted_inflation and the kernel Stein discrepancy show it"
-)
+def _require_shares(options, shares, batch_size: int, num_data: int) -> None:
+    """Refuse importance sampling without the shares that it samples by."""
+    if options.sampling == "importance" and not shares and batch_size < num_data:
+        raise InvalidOption(
+            "sampling='importance' draws rows by `shares`, which the kernel's "
+            "`warmup` finds. Pass them, or leave sampling out."
+        )

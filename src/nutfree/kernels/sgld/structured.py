@@ -119,7 +119,7 @@ def structured(name: str, dropout: float | None) -> Estimator:
         (g, count), _ = jax.lax.scan(one, (jnp.zeros_like(x), count), groups)
         return g, memory, count
 
-    return Estimator(lambda minibatch, x: (), estimate)
+    return base._replace(gradient=estimate)
 
 
 def _precisions(mode: Laplace, position, dropout):

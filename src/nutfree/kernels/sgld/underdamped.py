@@ -1,4 +1,4 @@
-"""What kernels with a momentum share: their law on a Gaussian, and steps from it.
+"""The law of kernels with a momentum on a Gaussian, and the step sizes that follow.
 
 A coordinate of a Gaussian posterior with precision L and its momentum follow a linear
 recursion z' = A z + noise of covariance Q, so that their stationary covariance S solves
@@ -10,11 +10,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from nutfree.kernels.sgld.stochastic import Dynamics
 from nutfree.numerics.langevin import steps_to_forget
 
+#: Critical damping of a posterior of unit variance, per unit of time.
+FRICTION = 2.0
 #: The largest step that warm-up takes, in units of the fastest oscillation: where a
 #: Gaussian says nothing against it, the curvature of others does.
 MAX_STEP = 0.5
+#: Halvings of the step's logarithm, from a range of 1e5.
 NUM_BISECTIONS = 30
 
 
@@ -43,9 +47,24 @@ def stationary_variance(recursion) -> jax.Array:
     return jnp.where(stable, S / jnp.where(stable, divisor, 1), jnp.inf)
 
 
-def underdamped_inflation(recursion: Callable) -> Callable:
-    """`Dynamics.inflation` out of `recursion(step_size, noise, precision, **settings)`,
-    which returns `(1 - A, Q)` for the pair of position and momentum."""
+def underdamped_dynamics(
+    move: Callable,
+    recursion: Callable,
+    start: Callable = draw_momentum,
+    max_step: float = jnp.inf,
+) -> Dynamics:
+    """The dynamics of a kernel whose momentum has a friction.
+
+    A transition is a time of 2: at friction 2, near critical damping, it makes two
+    draws nearly independent, of correlation 0.4.
+
+    Args:
+        move: as in `Dynamics`, with `friction` as its setting.
+        recursion: `(step_size, noise, precision, *, friction) -> (1 - A, Q)`, for the
+            pair of position and momentum.
+        start: as in `Dynamics`.
+        max_step: the largest step that warm-up takes, whatever the curvature.
+    """
 
     def inflation(step_size, noise, curvature, num_steps, **settings) -> jax.Array:
         del num_steps
@@ -54,35 +73,34 @@ def underdamped_inflation(recursion: Callable) -> Callable:
         fast = curvature * stationary_variance(fast) - 1
         return jnp.where(jnp.abs(fast) > jnp.abs(slow), fast, slow)
 
-    return inflation
-
-
-def underdamped_tune(inflation: Callable) -> Callable:
-    """`Dynamics.tune`: the largest step up to `MAX_STEP` with the error asked for."""
-
     def tune(max_inflation, noise, curvature, settings) -> dict:
-        top = MAX_STEP / jnp.sqrt(curvature)
-
         def good(step_size):
             predicted = inflation(step_size, noise, curvature, 1, **settings)
             return jnp.abs(predicted) <= max_inflation
 
-        def bisect(_, bounds):
-            low, high = bounds
-            middle = jnp.sqrt(low * high)
-            return (
-                jnp.where(good(middle), middle, low),
-                jnp.where(good(middle), high, middle),
-            )
+        top = jnp.minimum(MAX_STEP / jnp.sqrt(curvature), max_step)
+        return {"step_size": _longest(good, top)}
 
-        low, _ = jax.lax.fori_loop(0, NUM_BISECTIONS, bisect, (1e-5 * top, top))
-        return {"step_size": jnp.where(good(top), top, low)}
+    return Dynamics(
+        start=start,
+        move=move,
+        inflation=inflation,
+        tune=tune,
+        num_steps=lambda step_size, noise, **settings: steps_to_forget(step_size),
+        settings={"friction": FRICTION},
+    )
 
-    return tune
 
+def _longest(good: Callable, top: jax.Array) -> jax.Array:
+    """The longest step up to `top` that is good, by bisection of its logarithm."""
 
-def underdamped_steps(step_size, noise, **settings) -> jax.Array:
-    """At friction 2, near critical damping, a time of 2 makes two draws nearly apart:
-    their correlation is 0.4."""
-    del noise, settings
-    return steps_to_forget(step_size)
+    def bisect(_, bounds):
+        low, high = bounds
+        middle = jnp.sqrt(low * high)
+        return (
+            jnp.where(good(middle), middle, low),
+            jnp.where(good(middle), high, middle),
+        )
+
+    low, _ = jax.lax.fori_loop(0, NUM_BISECTIONS, bisect, (1e-5 * top, top))
+    return jnp.where(good(top), top, low)

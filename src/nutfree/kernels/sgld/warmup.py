@@ -1,40 +1,40 @@
 """Warm-up of the stochastic-gradient kernels: mode, curvature, noise, step size."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from nutfree.errors import InvalidOption
-from nutfree.kernels.sgld.bandit import stein_bandit
-from nutfree.kernels.sgld.stochastic import Dynamics, row_sampler
-from nutfree.minibatch.estimators import WANDERING
+from nutfree.kernels.sgld.stochastic import (
+    Dynamics,
+    StochasticOptions,
+    batch_size_of,
+)
 from nutfree.minibatch.gradients import (
     Control,
     control_at,
     control_variate,
-    default_batch_size,
     flat_minibatch,
-    plain,
 )
 from nutfree.minibatch.mode import laplace_of_rows
-from nutfree.minibatch.noise import surroundings
-from nutfree.minibatch.sampling import check_sampling, require_fixed_rows
+from nutfree.minibatch.noise import BatchedPosterior, survey
+from nutfree.minibatch.sampling import (
+    check_sampling,
+    require_fixed_rows,
+    row_sampler,
+)
 from nutfree.numerics.evaluation import is_finite
 from nutfree.numerics.laplace import Laplace
-from nutfree.numerics.preconditioning import (
-    matvec,
-    root,
-    solve_root,
-    transpose,
-)
-from nutfree.warmup.base import AdaptationState, Warmup
+from nutfree.warmup.base import Warmup
+from nutfree.warmup.by_bias import Pilot, warmup_by_bias
 
-#: sampling='auto' looks for unequal rows up to this number of them, and where the noise
-#: of even batches is larger than this, in units of the posterior.
-AUTO_ROWS, AUTO_NOISE = 2**18, 1.0
+#: sampling='auto' looks for unequal rows up to this number of rows.
+AUTO_ROWS = 2**18
+#: sampling='auto' draws rows unequally where the noise of even batches is larger than
+#: this, in units of the posterior's variance.
+AUTO_NOISE = 1.0
 
 
 def _as_found(mode: Laplace, position, noise=None):
@@ -44,9 +44,12 @@ def _as_found(mode: Laplace, position, noise=None):
 
 
 def warmup_builder(
-    dynamics: Dynamics, reshape: Callable = _as_found, total_noise: Callable = _as_found
+    dynamics: Dynamics,
+    default: Any = StochasticOptions(),
+    reshape: Callable = _as_found,
+    total_noise: Callable = _as_found,
 ) -> Callable[..., Warmup]:
-    """`warmup` of a kernel with these dynamics.
+    """`warmup` of a kernel with these dynamics and options.
 
     Args:
         reshape: `(mode, position) -> mode`, for a kernel whose law has another
@@ -55,151 +58,78 @@ def warmup_builder(
             what the kernel adds to that of the batches.
     """
 
-    def warmup(
-        *,
-        batch_size: int | None = None,
-        gradient: str = "control_variate",
-        sampling: str = "auto",
-        replacement: bool = True,
-        max_inflation: float = 0.05,
-        tuning: str = "predicted",
-        tuning_budget: int = 8192,
-        fixed: Mapping[str, Any] | None = None,
-    ) -> Warmup:
+    def warmup(options=default) -> Warmup:
         """Find the mode, its curvature and control variate, and a step size.
 
         The step size is that at which the predicted inflation of the posterior
-        variance, from the noise of gradients around the mode, is `max_inflation`; with
-        tuning="stein", pilot chains around it choose another, and how many batches a
-        gradient takes. With sampling="auto", where the noise exceeds the posterior's
-        own, rows are drawn in proportion to their gradients. After a divergent
-        transition the step is halved. Settings of the dynamics that the user has
-        `fixed` are so while all of this is tuned.
+        variance, from the noise of gradients around the mode, is `max_inflation`. With
+        sampling="auto", where the noise exceeds the posterior's own, rows are drawn in
+        proportion to their gradients. After a divergent transition the step is halved.
+        Settings of the dynamics that the user has fixed are so while all of this is
+        tuned.
         """
-        check_sampling(sampling, replacement)
-        if tuning == "stein" and gradient in WANDERING:
-            raise InvalidOption(
-                f"tuning='stein' runs many pilot chains, and gradient='{gradient}' has "
-                "a memory of its own for each. Leave one of them out."
-            )
+        check_sampling(options.sampling, options.replacement)
+        settings = {
+            name: value if (fixed := getattr(options, name)) is None else fixed
+            for name, value in dynamics.settings.items()
+        }
 
-        def pilot(rng_key, position, target, num_steps) -> AdaptationState:
+        def pilot(rng_key, position, target, num_steps):
             del num_steps
             x, unravel = ravel_pytree(position)
             minibatch = flat_minibatch(target.minibatch, unravel)
-            num_data = minibatch.num_data
-            size = batch_size or default_batch_size(num_data, x.size)
-            draw_rows = row_sampler(num_data, size, replacement)
-            unequal = sampling != "uniform" and replacement and size < num_data
-            if sampling == "importance":
-                require_fixed_rows(minibatch, "sampling='importance'")
-            elif minibatch.in_order is not None or num_data > AUTO_ROWS:
-                unequal = False
+            batch_size = batch_size_of(options, minibatch.num_data, x.size)
             mode_key, noise_key, rows_key = jax.random.split(rng_key, 3)
             count = jnp.zeros((), x.dtype)
             found, count = laplace_of_rows(mode_key, minibatch, x, count)
             control = Control(found.centre, jnp.zeros_like(x))
-            if gradient != "plain":
+            if options.gradient != "plain":
                 control, count = control_at(minibatch, found.centre, count)
-            around, count = surroundings(
-                noise_key,
+            posterior = BatchedPosterior(
                 minibatch,
-                draw_rows,
                 found,
                 control,
-                count,
-                batch_size=size,
-                gradient=gradient,
-                reshape=lambda mode: reshape(mode, position),
-                total=lambda mode, noise: total_noise(mode, position, noise),
-                unequal=unequal,
-                limit=AUTO_NOISE if sampling == "auto" else 0.0,
-                max_inflation=max_inflation,
+                options.gradient,
+                batch_size,
+                row_sampler(minibatch.num_data, batch_size, options.replacement),
+                lambda mode: reshape(mode, position),
+                lambda mode, noise: total_noise(mode, position, noise),
             )
-            noise, shares = around.noise, around.shares
+            limit = None
+            if _may_be_unequal(options, minibatch, batch_size):
+                limit = AUTO_NOISE if options.sampling == "auto" else 0.0
+            around, count = survey(
+                noise_key, posterior, options.max_inflation, limit, count
+            )
             mode = reshape(found._replace(covariance=around.covariance), position)
-            settings = {
-                name: jnp.asarray((fixed or {}).get(name, value), x.dtype)
-                for name, value in dynamics.settings.items()
-            }
             params = {
-                "inverse_mass_matrix": mode.covariance,
-                "control": control if gradient == "control_variate" else (),
-                "shares": shares,
-                "gradient_noise": noise,
-                "curvature": mode.curvature,
+                "control": control if options.gradient == "control_variate" else (),
+                "shares": around.shares,
+                "gradient_noise": around.noise,
                 "num_steps": jnp.asarray(0),
-                **settings,
-                **dynamics.tune(
-                    max_inflation, jnp.max(noise), mode.curvature, settings
-                ),
             }
-            if tuning == "stein":
-                chosen, count = _by_stein(
-                    jax.random.fold_in(rng_key, 5),
-                    dynamics,
-                    minibatch,
-                    lambda key: draw_rows(key, shares),
-                    mode,
-                    params,
-                    count,
-                    tuning_budget,
-                )
-                params |= chosen
             # chains start apart, where the density allows it
             start = around.places[-1]
-            g, count = control_variate(
-                minibatch, draw_rows(rows_key, shares), start, control, count
-            )
+            rows = posterior.draw_rows(rows_key, around.shares)
+            g, count = control_variate(minibatch, rows, start, control, count)
             start = jnp.where(is_finite(start, g), start, mode.centre)
-            return AdaptationState(params, unravel(start), num_grad_evals=count)
+            noise, curvature = around.noise, mode.curvature
+            return Pilot(start, mode.covariance, curvature, noise, params), count
 
-        def update(adapt_state, state, info) -> AdaptationState:
-            del state
-            params = dict(adapt_state.params)
-            step_size = params["step_size"]
-            params["step_size"] = jnp.where(
-                info.is_divergent, 0.5 * step_size, step_size
-            )
-            return adapt_state._replace(params=params)
+        def tune(max_inflation, noise, curvature):
+            values = {k: jnp.asarray(v, noise.dtype) for k, v in settings.items()}
+            return values | dynamics.tune(max_inflation, noise, curvature, values)
 
-        return Warmup(pilot, update, lambda adapt_state: adapt_state.params)
+        return warmup_by_bias(pilot, options.max_inflation, tune)
 
     return warmup
 
 
-def _by_stein(
-    rng_key, dynamics, minibatch, draw_rows, mode: Laplace, params, count, budget
-) -> tuple[dict, Any]:
-    """What tuning='stein' puts in place of the params found before, and the count."""
-    centre, factor = mode.centre, root(mode.covariance)
-    control, estimator = params["control"], control_variate
-    if not isinstance(control, Control):
-        estimator = plain
-        control, count = control_at(minibatch, centre, count)
-
-    def from_batch(estimator):
-        def gradient(key, x, count):
-            return estimator(minibatch, draw_rows(key), x, control, count)
-
-        return gradient
-
-    step_size, num_batches, count = stein_bandit(
-        rng_key,
-        dynamics,
-        from_batch(estimator),
-        from_batch(control_variate),
-        centre,
-        (
-            lambda x: solve_root(factor, x - centre),
-            lambda u: matvec(factor, u),
-            lambda g: matvec(transpose(factor), g),
-        ),
-        jnp.asarray(params["step_size"], centre.dtype),
-        {k: jnp.asarray(params[k], centre.dtype) for k in dynamics.settings},
-        count,
-        budget,
-    )
-    noise = params["gradient_noise"] / num_batches
-    chosen = {"step_size": step_size, "num_batches": num_batches}
-    return chosen | {"gradient_noise": noise}, count
+def _may_be_unequal(options, minibatch, batch_size: int) -> bool:
+    """Whether rows may be drawn with unequal probabilities."""
+    if options.sampling == "importance":
+        require_fixed_rows(minibatch, "sampling='importance'")
+    elif minibatch.in_order is not None or minibatch.num_data > AUTO_ROWS:
+        return False
+    allowed = options.sampling != "uniform" and options.replacement
+    return allowed and batch_size < minibatch.num_data

@@ -5,7 +5,9 @@ the tests were written, so that a false alarm at another seed is rarer than one 
 thousand.
 """
 
-from functools import partial
+from dataclasses import fields
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import blackjax as reference
 import jax
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from nutfree import errors
+from nutfree.hosts import chain
 from nutfree.kernels import blackjax
 from nutfree.target import Minibatch, Prior, Target
 
@@ -31,38 +34,42 @@ GAUSSIAN = Target(
 )
 
 
-def sample(name, target, position, num_warmup, num_samples, seed=0, **options):
-    """Draws, infos, the parameters and what the pilot cost."""
-    spec = SPECS[name]
-    static, fixed = spec.check(options)
-    init, kernel = spec.bind(spec.init, static), spec.bind(spec.build_kernel, static)()
-    warm = spec.bind(spec.warmup, static)()
+class Run(NamedTuple):
+    """Draws and infos after warm-up, the parameters, and what the pilot cost."""
+
+    draws: dict
+    info: Any
+    params: dict
+    pilot: jax.Array
+
+
+def sample(name, target, position, num_warmup, num_samples, **options) -> Run:
+    algorithm = chain.algorithm(SPECS[name], options)
 
     @jax.jit
     def run(key):
-        pilot_key, init_key, warm_key, chain_key = jax.random.split(key, 4)
-        adapt = warm.init(pilot_key, position, target, num_warmup)
-        pilot = adapt.num_grad_evals
-        state = init(adapt.position, target, init_key)
+        pilot_key, init_key, key = jax.random.split(key, 3)
+        begun = chain.begin(
+            algorithm, target, pilot_key, init_key, position, num_warmup
+        )
 
-        def warm_step(carry, key):
-            adapt, state = carry
-            state, info = kernel(key, state, target, **(adapt.params | fixed))
-            return (warm.update(adapt, state, info), state), None
+        def step(before, key):
+            after, info = chain.advance(algorithm, target, key, before, num_warmup)
+            return after, (after.kernel_state.position, info)
 
-        keys = jax.random.split(warm_key, num_warmup)
-        (adapt, state), _ = jax.lax.scan(warm_step, (adapt, state), keys)
-        params = warm.final(adapt) | fixed
+        keys = jax.random.split(key, num_warmup + num_samples)
+        end, made = jax.lax.scan(step, begun, keys)
+        draws, info = jax.tree.map(lambda leaf: leaf[num_warmup:], made)
+        return Run(
+            draws, info, end.adapt_state.params, begun.adapt_state.num_grad_evals
+        )
 
-        def step(state, key):
-            state, info = kernel(key, state, target, **params)
-            return state, (state.position, info)
+    return run(jax.random.key(0))
 
-        keys = jax.random.split(chain_key, num_samples)
-        draws, info = jax.lax.scan(step, state, keys)[1]
-        return draws, info, params, pilot
 
-    return run(jax.random.key(seed))
+@cache
+def gaussian_run(name) -> Run:
+    return sample(name, GAUSSIAN, GAUSSIAN.position, 600, CHAINS[name])
 
 
 CHAINS = {
@@ -88,14 +95,26 @@ each_chain = pytest.mark.parametrize(
 
 @each_chain
 def test_gaussian_of_unequal_scales(name):
-    draws, info, _, _ = sample(name, GAUSSIAN, GAUSSIAN.position, 600, CHAINS[name])
-    x = np.asarray(draws["x"])
+    run = gaussian_run(name)
+    x = np.asarray(run.draws["x"])
     ess = np.maximum(np.asarray(reference.ess(x[None])), 1.0)
     assert np.all(ess > 100), ess
     error = np.abs(x.mean(axis=0) - MEAN) / SD
     assert np.all(error < 5 / np.sqrt(ess)), (error, ess)
     assert np.all(np.abs(x.std(axis=0) / SD - 1) < 5 / np.sqrt(2 * ess) + 0.02)
-    assert not np.any(info.is_divergent)
+    assert not np.any(run.info.is_divergent)
+    check_gradients(name, GAUSSIAN, run)
+
+
+def check_gradients(name, target, run, **options):
+    """Every transition spends what the spec says."""
+    spec = SPECS[name]
+    stated = spec.gradients
+    if callable(stated):
+        stated = stated(spec.checked(options), run.params, target)
+    counted = "num_grad_evals" if spec.uses_gradient else "num_density_evals"
+    if stated is not None:
+        np.testing.assert_allclose(getattr(run.info, counted), stated, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +127,9 @@ def test_gaussian_of_unequal_scales(name):
     ],
 )
 def test_acceptance_is_what_warm_up_aims_at(name, aim):
-    _, info, params, _ = sample(name, GAUSSIAN, GAUSSIAN.position, 600, 1000)
-    assert abs(float(info.acceptance_rate.mean()) - aim) < 0.12
-    covariance = np.asarray(params["inverse_mass_matrix"])
+    run = gaussian_run(name)
+    assert abs(float(run.info.acceptance_rate.mean()) - aim) < 0.12
+    covariance = np.asarray(run.params["inverse_mass_matrix"])
     variances = np.diag(covariance) if covariance.ndim == 2 else covariance
     assert np.all(np.abs(np.log(variances / SD**2)) < 1.0)
 
@@ -189,15 +208,104 @@ def regression():
 @pytest.mark.parametrize("name", ["sgld", "sghmc", "sgnht"])
 def test_stochastic_gradients_reach_the_posterior(name, regression):
     target, mean, sd = regression
-    draws, info, _, pilot = sample(
-        name, target, jnp.ones(3), 1000, 10000, batch_size=1000
-    )
+    run = sample(name, target, jnp.ones(3), 1000, 10000, batch_size=1000)
     # 200 effective draws, and the heat that the step size allows
-    assert np.all(np.abs(np.asarray(draws).mean(axis=0) - mean) / sd < 0.35)
-    assert np.all(np.abs(np.asarray(draws).std(axis=0) / sd - 1) < 0.25)
-    grads = 10 if name == "sghmc" else 1
-    assert np.all(info.num_grad_evals == 0.5 * grads)
-    assert float(pilot) == 0.5 * (1000 + 16 * 5)
+    draws = np.asarray(run.draws)
+    assert np.all(np.abs(draws.mean(axis=0) - mean) / sd < 0.35)
+    assert np.all(np.abs(draws.std(axis=0) / sd - 1) < 0.25)
+    check_gradients(name, target, run, batch_size=1000)
+    assert float(run.pilot) == 0.5 * (1000 + 16 * 5)
+
+
+def stationary_bias(name, params, num_chains, num_steps, **options):
+    """Relative error of a Gaussian's variances, and its standard error.
+
+    Many chains start from N(0, I) and forget it in the first half of their steps; the
+    variance is that of their last two coordinates in the second half.
+    """
+
+    def terms(x, rows):
+        return jnp.zeros(()), jnp.full(rows.shape, -0.25 * jnp.sum(x**2))
+
+    target = Target(lambda x: -0.5 * jnp.sum(x**2), minibatch=Minibatch(2, terms))
+    spec = SPECS[name]
+    chosen = spec.checked(options)
+    kernel = spec.build_kernel(chosen)
+
+    @jax.jit
+    @jax.vmap
+    def variance(key):
+        start_key, init_key, key = jax.random.split(key, 3)
+        start = jax.random.normal(start_key, (4,))
+        state = spec.init(start, target, init_key, chosen)
+
+        def step(carry, i):
+            state, total = carry
+            state, _ = kernel(jax.random.fold_in(key, i), state, target, **params)
+            square = jnp.mean(state.position[2:] ** 2)
+            return (state, total + jnp.where(2 * i < num_steps, 0.0, square)), None
+
+        (_, total), _ = jax.lax.scan(step, (state, 0.0), jnp.arange(num_steps))
+        return total / (num_steps // 2)
+
+    found = np.asarray(variance(jax.random.split(jax.random.key(0), num_chains)), float)
+    return found.mean() - 1, found.std() / np.sqrt(num_chains)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "values", "others", "num_chains", "num_steps"),
+    [
+        ("sgld", "step_size", (0.4, 0.2), {}, 10_000, 200),
+        ("sgnht", "step_size", (0.2, 0.1), {}, 10_000, 400),
+        pytest.param(
+            "sghmc",
+            "num_integration_steps",
+            (5, 10),
+            {"step_size": 0.04},
+            10_000,
+            1000,
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_bias_is_of_its_stated_order(
+    name, option, values, others, num_chains, num_steps
+):
+    """The tolerance is a third of the ratio, four of its standard errors or more."""
+    tuned = {f.name for f in fields(SPECS[name].options) if f.metadata["tuned"]}
+    biases, errors = [], []
+    for value in values:
+        params, options = dict(others), {}
+        (params if option in tuned else options)[option] = value
+        found = stationary_bias(name, params, num_chains, num_steps, **options)
+        biases.append(found[0])
+        errors.append(abs(found[1] / found[0]))
+    assert np.linalg.norm(errors) < 0.08
+    expected = (values[0] / values[1]) ** SPECS[name].bias_order[option]
+    assert biases[0] / biases[1] == pytest.approx(expected, rel=0.33)
+
+
+@pytest.mark.slow
+def test_mclmc_bias_falls_at_least_with_the_square_of_the_step():
+    """Its integrator has a small term of order two, and one of order four that is as
+    large at a step of one sd: the ratio is 6.4 here, with a standard error of 0.5."""
+    others = {"L": 2.0, "inverse_mass_matrix": jnp.array([1.0, 1.0, 9.0, 9.0])}
+    coarse, fine = (
+        stationary_bias("mclmc", {"step_size": h, **others}, 10_000, 2000)[0]
+        for h in (1.0, 0.5)
+    )
+    assert SPECS["mclmc"].bias_order == {"step_size": 2}
+    assert coarse / fine > 4
+
+
+def test_sghmc_gains_a_variance_that_no_step_size_takes_away():
+    """As BlackJAX has it, see the module: L / (L - 1) for trajectories of L steps.
+
+    False alarms below 1e-5 by five standard errors, and a bias of order h beside it.
+    """
+    bias, error = stationary_bias("sghmc", {"step_size": 0.04}, 2000, 300)
+    assert abs(bias - 1 / 9) < 5 * error + 0.01
+    assert error < 0.01
 
 
 def test_tempered_smc_weighs_modes_and_evidence():

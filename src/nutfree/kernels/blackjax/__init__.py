@@ -1,15 +1,21 @@
-"""BlackJAX's own kernels, so that a NumPyro model can be given to them.
+"""BlackJAX's own kernels, for NumPyro's models.
 
-Each runs as its documentation says, with BlackJAX's own adaptation where it has one:
-they are the peers that the other families are compared with.
+They are the peers that the other families are compared with, so each runs as its
+documentation says, and with BlackJAX's own adaptation where it has one.
 """
 
-from nutfree.kernels.blackjax import chain, microcanonical, slice_, smc, stochastic
+from nutfree.kernels.blackjax import (
+    elliptical_slice,
+    metropolis,
+    microcanonical,
+    stochastic_gradient,
+    tempered_smc,
+)
 
 SPECS = (
-    *chain.SPECS,
+    *metropolis.SPECS,
     *microcanonical.SPECS,
-    *slice_.SPECS,
-    *stochastic.SPECS,
-    *smc.SPECS,
+    *elliptical_slice.SPECS,
+    *stochastic_gradient.SPECS,
+    *tempered_smc.SPECS,
 )

@@ -1,9 +1,9 @@
-"""What every wrapped kernel shares: the contract around BlackJAX's own step.
+"""The contract of a kernel around BlackJAX's own steps.
 
-A record of an algorithm is a `build(**static)` that returns `step(rng_key, state,
-logdensity_fn, **params) -> (state, info)`, with BlackJAX's state and one of the infos
-below, and its warm-up. `register` adds what BlackJAX leaves to the caller: a state
-that is not finite is not kept, and the transition is marked divergent.
+`register` makes a spec of an algorithm's functions. It adds what BlackJAX leaves to the
+caller: a state that is not finite is not kept, and the transition is marked divergent.
+The other functions give BlackJAX's algorithms a covariance where they take none, and
+turn their infos into ours.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class MetropolisInfo(NamedTuple):
 
 
 def metropolis_info(info: Any, num_grad_evals=0, num_density_evals=0) -> MetropolisInfo:
-    """`MetropolisInfo` out of a BlackJAX info; a NaN acceptance is a rejection."""
+    """Turn a BlackJAX info into ours; a NaN acceptance is a rejection."""
     return MetropolisInfo(
         jnp.nan_to_num(info.acceptance_rate),
         jnp.asarray(getattr(info, "is_divergent", False)),
@@ -42,14 +42,34 @@ def metropolis_info(info: Any, num_grad_evals=0, num_density_evals=0) -> Metropo
 
 
 def register(
-    name: str, build: Callable, init: Callable, warmup: Callable, **fields: Any
+    name: str,
+    options: type,
+    *,
+    init: Callable,
+    build: Callable,
+    warmup: Callable,
+    **fields: Any,
 ) -> KernelSpec:
-    """The spec of the BlackJAX algorithm `name`, its transitions guarded."""
+    """Make the spec of a BlackJAX algorithm, its transitions guarded.
 
-    @wraps(build)
-    def build_kernel(**static):
-        step = build(**static)
+    Args:
+        name: its name there.
+        options: the class of its options.
+        init: `init(position, logdensity_fn, rng_key, options) -> State`.
+        build: `build(options) -> step`, where
+            `step(rng_key, state, logdensity_fn, **params) -> (State, Info)`.
+        warmup: `warmup(options) -> Warmup`.
+        fields: what else the spec states.
+    """
 
+    def init_with_key(position, logdensity_fn, rng_key=None, options=options()):
+        rng_key = jax.random.key(0) if rng_key is None else rng_key
+        return init(position, logdensity_fn, rng_key, options)
+
+    def build_guarded(options=options()):
+        step = build(options)
+
+        @wraps(step)
         def kernel(rng_key, state, logdensity_fn, **params):
             new, info = step(rng_key, state, logdensity_fn, **params)
             finite = is_finite(new)
@@ -58,18 +78,22 @@ def register(
 
         return kernel
 
+    def warmup_with_defaults(options=options()):
+        return warmup(options)
+
     return KernelSpec(
         name=f"blackjax.{name}",
         family="blackjax",
-        init=init,
-        build_kernel=build_kernel,
-        warmup=warmup,
+        init=init_with_key,
+        build_kernel=build_guarded,
+        warmup=warmup_with_defaults,
+        options=options,
         **{"suits": baseline, **fields},
     )
 
 
 def metric(inverse_mass_matrix: jax.Array | float, position: Any) -> jax.Array:
-    """`inverse_mass_matrix` as BlackJAX takes it: a scalar becomes shape `(d,)`."""
+    """Return the matrix as BlackJAX takes it: a scalar gets the shape `(d,)`."""
     if jnp.ndim(inverse_mass_matrix) > 0:
         return jnp.asarray(inverse_mass_matrix)
     x, _ = ravel_pytree(position)
@@ -79,10 +103,15 @@ def metric(inverse_mass_matrix: jax.Array | float, position: Any) -> jax.Array:
 def on_unit_scale(
     step: Callable, state: Any, logdensity_fn: Callable, inverse_mass_matrix: Any
 ) -> tuple[Any, Any]:
-    """Run `step(state, density)` on z, with x' = x + R z and R R' the covariance.
+    """Run a step in coordinates z where x' = x + R z, with R R' the covariance.
 
     Args:
+        step: `step(state, logdensity) -> (state, info)`, all of it in z.
         state: with `position` and `logdensity_grad`, both pytrees in x.
+        inverse_mass_matrix: the covariance.
+
+    Returns:
+        `(state, info)`, in x again.
     """
     x, unravel = ravel_pytree(state.position)
     factor = root(metric(inverse_mass_matrix, x))
@@ -105,8 +134,11 @@ def on_unit_scale(
 
 
 def pilot_warmup(pilot: Callable) -> Warmup:
-    """A warm-up that is all pilot: `pilot(rng_key, position, target)` returns an
-    `AdaptationState`, and the transitions after it tune nothing."""
+    """Make a warm-up that is all pilot; the transitions after it tune nothing.
+
+    Args:
+        pilot: `pilot(rng_key, position, target) -> AdaptationState`.
+    """
 
     def init(rng_key, position, target, num_steps) -> AdaptationState:
         del num_steps

@@ -1,7 +1,9 @@
 """BlackJAX's microcanonical Langevin, unadjusted and adjusted, with its own tuning.
 
 The pilot is `blackjax.mclmc_find_L_and_step_size` (and its adjusted twin): step size
-from the energy error (the acceptance rate), the length L, and the variances.
+from the energy error (the acceptance rate), the length L, and the variances. The bias
+of the unadjusted kernel is of order two in the step size. Gradients per transition: two
+for the unadjusted kernel, on average 2 L / step_size for the adjusted one.
 """
 
 from dataclasses import dataclass
@@ -31,6 +33,25 @@ from nutfree.warmup.window import DENSE_DIM
 GRADS_PER_STEP = 2
 
 
+@dataclass(frozen=True)
+class MCLMCOptions:
+    step_size: float | None = option(None, "integrator step", gt=0, tuned=True)
+    L: float | None = option(
+        None, "length over which the momentum is forgotten", gt=0, tuned=True
+    )
+    num_tuning_steps: int = option(3000, "steps of the pilot", ge=100)
+
+
+@dataclass(frozen=True)
+class AdjustedMCLMCOptions:
+    step_size: float | None = option(None, "integrator step", gt=0, tuned=True)
+    L: float | None = option(None, "mean length of a trajectory", gt=0, tuned=True)
+    num_tuning_steps: int = option(2000, "transitions of the pilot", ge=100)
+    target_acceptance_rate: float = option(
+        0.9, "acceptance rate that the pilot aims at", gt=0, lt=1
+    )
+
+
 class MCLMCInfo(NamedTuple):
     """Energy error of the step, whether it failed, and the gradients spent."""
 
@@ -40,7 +61,7 @@ class MCLMCInfo(NamedTuple):
 
 
 def _check_dimension(name: str, position) -> None:
-    """On a line the momentum's direction has nowhere to turn to."""
+    """Refuse a line, on which the momentum has no direction to turn to."""
     x, _ = ravel_pytree(position)
     if x.size < 2:
         raise MissingCapability(
@@ -49,13 +70,14 @@ def _check_dimension(name: str, position) -> None:
         )
 
 
-def init_mclmc(position, logdensity_fn, rng_key=None):
+def init_mclmc(position, logdensity_fn, rng_key, options=None):
+    del options
     _check_dimension("mclmc", position)
-    rng_key = jax.random.key(0) if rng_key is None else rng_key
     return blackjax.mclmc.init(position, logdensity_fn, rng_key)
 
 
-def build_mclmc():
+def build_mclmc(options: MCLMCOptions):
+    del options
     step = blackjax.mclmc.build_kernel()
 
     def mclmc(rng_key, state, logdensity_fn, step_size, L, inverse_mass_matrix=1.0):
@@ -74,14 +96,14 @@ def build_mclmc():
     return mclmc
 
 
-def init_adjusted(position, logdensity_fn, rng_key=None):
+def init_adjusted(position, logdensity_fn, rng_key, options=None):
+    del rng_key, options
     _check_dimension("adjusted_mclmc", position)
-    del rng_key
     return blackjax.adjusted_mclmc.init(position, logdensity_fn)
 
 
 def _adjusted_step():
-    """`adjusted_mclmc_dynamic`, its random number of steps drawn from `rng_key`."""
+    """Make `adjusted_mclmc_dynamic`, its random number of steps drawn from the key."""
     step = blackjax.adjusted_mclmc.build_kernel()
     draw_length = make_random_trajectory_length_fn(True)
 
@@ -108,7 +130,8 @@ def _adjusted_step():
     return dynamic
 
 
-def build_adjusted():
+def build_adjusted(options: AdjustedMCLMCOptions):
+    del options
     step = _adjusted_step()
 
     def adjusted_mclmc(
@@ -133,8 +156,8 @@ def build_adjusted():
 def _pilot(tune, init, rng_key, position, target) -> AdaptationState:
     """Run BlackJAX's tuning from where Pathfinder ends, in its coordinates z.
 
-    x = start + R z: BlackJAX's variances are E[z^2] - E[z]^2, and would cancel in
-    float32 far from the origin.
+    They are centred, x = start + R z: BlackJAX takes variances as E[z^2] - E[z]^2,
+    which would cancel in float32 far from the origin.
     """
     x, logdensity, unravel = flatten(position, target)
     start_key, init_key, tune_key = jax.random.split(rng_key, 3)
@@ -168,14 +191,14 @@ def _pilot(tune, init, rng_key, position, target) -> AdaptationState:
     return AdaptationState(params, end, count, spent[1])
 
 
-def warmup_mclmc(*, num_tuning_steps: int = 3000) -> Warmup:
+def warmup_mclmc(options: MCLMCOptions) -> Warmup:
     step = blackjax.mclmc.build_kernel()
 
     def tune(rng_key, state, logdensity_fn):
-        # fractions of 0.3, 0.3 (0.1 more for the variances) and 0.3
+        # shares of the steps: the step size, the variances (0.1 more), L
         return blackjax.mclmc_find_L_and_step_size(
             step,
-            num_tuning_steps,
+            options.num_tuning_steps,
             state,
             rng_key,
             logdensity_fn,
@@ -190,19 +213,17 @@ def warmup_mclmc(*, num_tuning_steps: int = 3000) -> Warmup:
     return pilot_warmup(pilot)
 
 
-def warmup_adjusted(
-    *, num_tuning_steps: int = 2000, target_acceptance_rate: float = 0.9
-) -> Warmup:
+def warmup_adjusted(options: AdjustedMCLMCOptions) -> Warmup:
     step = _adjusted_step()
 
     def tune(rng_key, state, logdensity_fn):
         return blackjax.adjusted_mclmc_find_L_and_step_size(
             step,
             logdensity_fn,
-            num_tuning_steps,
+            options.num_tuning_steps,
             state,
             rng_key,
-            target=target_acceptance_rate,
+            target=options.target_acceptance_rate,
             frac_tune1=0.3,
             frac_tune2=0.4,
         )
@@ -213,44 +234,27 @@ def warmup_adjusted(
     return pilot_warmup(pilot)
 
 
-@dataclass(frozen=True)
-class MCLMCOptions:
-    step_size: float | None = option(None, "integrator step", gt=0, tuned=True)
-    L: float | None = option(
-        None, "length over which the momentum is forgotten", gt=0, tuned=True
-    )
-    num_tuning_steps: int = option(3000, "steps of the pilot", ge=100)
-
-
-@dataclass(frozen=True)
-class AdjustedMCLMCOptions:
-    step_size: float | None = option(None, "integrator step", gt=0, tuned=True)
-    L: float | None = option(None, "mean length of a trajectory", gt=0, tuned=True)
-    num_tuning_steps: int = option(2000, "transitions of the pilot", ge=100)
-    target_acceptance_rate: float = option(
-        0.9, "acceptance rate that the pilot aims at", gt=0, lt=1
-    )
-
-
 SPECS = (
     register(
         "mclmc",
-        build_mclmc,
-        init_mclmc,
-        warmup_mclmc,
+        MCLMCOptions,
+        init=init_mclmc,
+        build=build_mclmc,
+        warmup=warmup_mclmc,
         summary="BlackJAX's microcanonical Langevin, one unadjusted step a transition",
         paper="Robnik and Seljak 2023, arXiv 2303.18221",
-        options=MCLMCOptions,
+        gradients=GRADS_PER_STEP,
         guarantee="biased",
+        bias_order={"step_size": 2},
         bias="the bias falls with step_size; the kernel Stein discrepancy shows it",
     ),
     register(
         "adjusted_mclmc",
-        build_adjusted,
-        init_adjusted,
-        warmup_adjusted,
+        AdjustedMCLMCOptions,
+        init=init_adjusted,
+        build=build_adjusted,
+        warmup=warmup_adjusted,
         summary="BlackJAX's Metropolis-adjusted microcanonical sampler",
         paper="Robnik, Cohn-Gordon and Seljak 2025, arXiv 2503.01707",
-        options=AdjustedMCLMCOptions,
     ),
 )

@@ -1,7 +1,12 @@
 """BlackJAX's elliptical slice sampling, for a posterior with a Gaussian prior.
 
-Reference: Murray, Adams and MacKay, AISTATS 2010. Exact; no gradients, and no step
-size. Whether the prior is Gaussian on the sampling space is found out numerically.
+Reference: Murray, Adams and MacKay, AISTATS 2010.
+
+    x' = m + (x - m) cos(t) + (y - m) sin(t),    y ~ N(m, C) the prior,
+
+with the angle t drawn from a bracket around zero, which shrinks until the likelihood of
+x' is above a random height. Exact. No gradients; one density per angle tried. The pilot
+finds out numerically whether the prior is Gaussian on the sampling space.
 """
 
 from typing import NamedTuple
@@ -15,6 +20,7 @@ from jax.flatten_util import ravel_pytree
 from nutfree.errors import MissingCapability
 from nutfree.facts import no_gradient
 from nutfree.kernels.blackjax.adapter import pilot_warmup, register
+from nutfree.registry import NoOptions
 from nutfree.warmup import AdaptationState
 
 #: How far, relative to its size, the prior's Hessian may differ between points.
@@ -22,14 +28,14 @@ TOLERANCE = 1e-3
 
 
 class SliceInfo(NamedTuple):
-    """Whether the transition failed, and the likelihoods evaluated on the ellipse."""
+    """Whether the transition failed, and the number of angles tried."""
 
     is_divergent: jax.Array
     num_density_evals: jax.Array
 
 
 def gaussian_prior(target, position) -> tuple[jax.Array, jax.Array]:
-    """Mean and covariance of the target's prior, if that is Gaussian.
+    """Find the mean and covariance of the target's prior, if that is Gaussian.
 
     Returns:
         `(mean, covariance)`, the covariance of shape `(d,)` where it is diagonal.
@@ -67,14 +73,16 @@ def gaussian_prior(target, position) -> tuple[jax.Array, jax.Array]:
     return mean, jnp.asarray(covariance, x.dtype)
 
 
-def init(position, logdensity_fn, rng_key=None):
-    del rng_key
+def init(position, logdensity_fn, rng_key, options):
+    del rng_key, options
     return blackjax.elliptical_slice.init(position, logdensity_fn)
 
 
-def build():
+def build(options):
+    del options
+
     def elliptical_slice(rng_key, state, target, prior_mean, prior_covariance):
-        """BlackJAX's state holds the likelihood; ours, the posterior's density."""
+        # BlackJAX's state holds the likelihood, ours the density of the posterior
 
         def loglikelihood(position):
             value = target(position) - target.prior.logdensity(position)
@@ -91,7 +99,9 @@ def build():
     return elliptical_slice
 
 
-def warmup():
+def warmup(options):
+    del options
+
     def pilot(rng_key, position, target):
         del rng_key
         mean, covariance = gaussian_prior(target, position)
@@ -104,9 +114,10 @@ def warmup():
 SPECS = (
     register(
         "elliptical_slice",
-        build,
-        init,
-        warmup,
+        NoOptions,
+        init=init,
+        build=build,
+        warmup=warmup,
         summary="BlackJAX's elliptical slice sampler, for a Gaussian prior",
         paper="Murray, Adams and MacKay 2010, arXiv 1001.0175",
         needs=("prior",),

@@ -42,6 +42,13 @@ def _knows(flag: str) -> bool:
     return False
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of one file run in one process, unless they say with which they share."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 def pytest_configure(config):
     """Before the first program is compiled, where nothing runs for long."""
     if config.option.markexpr == "not slow" and _knows(FAST_COMPILE):
@@ -55,6 +62,20 @@ def _few_compiled_programs():
     if maps.exists() and len(maps.read_bytes().splitlines()) > MAX_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="module")
+def toys():
+    """Register the kernels of `tests.toy` while a module's tests run."""
+    from nutfree import registry
+    from tests.toy import SPECS
+
+    registry.specs()
+    for spec in SPECS.values():
+        registry.register(spec)
+    yield
+    for name in SPECS:
+        del registry._registered[name]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -17,6 +17,7 @@ import nutfree as nf
 from nutfree.hosts import pieces as host
 from tests.targets import regression, regression_data
 
+pytestmark = pytest.mark.usefixtures("toys")
 DATA = regression_data()
 SETTINGS = {"num_warmup": 20, "num_samples": 30, "num_chains": 2}
 
@@ -47,29 +48,26 @@ def stopped(name, path, monkeypatch, after, **settings):
 
 
 @pytest.fixture(scope="module")
-def half_done(tmp_path_factory):
-    """A checkpoint of MALA with some of its draws, and what was returned."""
+def half_done(tmp_path_factory, toys):
+    """A checkpoint of the toy with some of its draws, and what was returned."""
     path = tmp_path_factory.mktemp("runs") / "half.ckpt"
     with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning, match="kept"):
-        tree = stopped("mala", path, patch, 10 + 7)
+        tree = stopped("toy", path, patch, 10 + 7)
     return path, tree
 
 
-# in warm-up, in the first draws, and with draws on disk; MultALMC has no warm-up here
+# in warm-up, in the first draws, and with draws on disk; the last has no warm-up
 @pytest.mark.parametrize(
     ("name", "settings", "stops"),
     [
         pytest.param("nuts", {}, (14,), marks=pytest.mark.slow),
-        ("mala", {"thinning": 4}, (4, 12)),
-        pytest.param(
-            "mala", {"chain_method": "parallel"}, (14,), marks=pytest.mark.slow
-        ),
-        pytest.param("sgld", {"num_chains": 1}, (14,), marks=pytest.mark.slow),
-        pytest.param(
-            "multalmc",
+        ("toy", {"thinning": 4}, (4, 12)),
+        ("toy", {"chain_method": "parallel"}, (14,)),
+        ("toy.rows", {"num_chains": 1}, (14,)),
+        (
+            "toy.independent",
             {"num_warmup": 0, "num_samples": 6, "num_chains": 1},
             (3,),
-            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -93,8 +91,8 @@ def test_a_stopped_run_goes_on_to_the_same_draws(
 
 
 def test_a_finished_run_is_read_and_not_made_again(tmp_path, monkeypatch):
-    first = run("mala", tmp_path / "run")
-    kernel = nf.kernel("mala", regression)
+    first = run("toy", tmp_path / "run")
+    kernel = nf.kernel("toy", regression)
     monkeypatch.setattr(kernel, "init", None)  # no pilot
     again = nf.sample(
         kernel, **DATA, **SETTINGS, checkpoint=tmp_path / "run", progress_bar=False
@@ -106,22 +104,22 @@ def test_a_finished_run_is_read_and_not_made_again(tmp_path, monkeypatch):
 
 def test_more_draws_prolong_a_run(half_done):
     path, _ = half_done
-    longer = run("mala", path, num_samples=50)
-    whole = run("mala", None, num_samples=50)
+    longer = run("toy", path, num_samples=50)
+    whole = run("toy", None, num_samples=50)
     np.testing.assert_array_equal(
         longer["posterior"]["beta"], whole["posterior"]["beta"]
     )
     with pytest.raises(nf.CheckpointMismatch, match="has 50 draws"):
-        run("mala", path, num_samples=30)
+        run("toy", path, num_samples=30)
 
 
 def test_draws_made_so_far_are_readable(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="Call it again with this checkpoint"):
-        tree = stopped("mala", tmp_path / "run", monkeypatch, 10 + 7)
+        tree = stopped("toy", tmp_path / "run", monkeypatch, 10 + 7)
     read = nf.read_checkpoint(tmp_path / "run")
     for site in ("beta", "sigma", "precision"):
         np.testing.assert_array_equal(read["posterior"][site], tree["posterior"][site])
-    assert read["sample_stats"].attrs["kernel"] == "mala"
+    assert read["sample_stats"].attrs["kernel"] == "toy"
     # and by numpy alone
     draws = np.load(tmp_path / "run" / "draws-00000.npz", allow_pickle=False)
     np.testing.assert_array_equal(draws["z.sigma"], tree["posterior"]["sigma"][:, :2])
@@ -137,7 +135,7 @@ def _other_prior(X, y=None):
 @pytest.mark.parametrize(
     ("what", "changed"),
     [
-        ("kernel", {"name": "ula"}),
+        ("kernel", {"name": "toy.independent"}),
         ("options", {"options": {"step_size": 0.1}}),
         ("random key", {"seed": 1}),
         ("num_warmup", {"num_warmup": 21}),
@@ -150,13 +148,13 @@ def _other_prior(X, y=None):
 )
 def test_another_run_is_refused_by_what_differs(half_done, what, changed):
     with pytest.raises(nf.CheckpointMismatch, match=f"its {what}"):
-        run(**{"name": "mala", "path": half_done[0], **changed})
+        run(**{"name": "toy", "path": half_done[0], **changed})
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(nf.CheckpointMismatch, match="is no checkpoint"):
-        run("mala", tmp_path)
+        run("toy", tmp_path)
     with pytest.raises(nf.CheckpointMismatch, match="no draws"):
         nf.read_checkpoint(tmp_path / "nowhere")
 
@@ -178,7 +176,7 @@ def test_no_file_is_unpickled(content, tmp_path):
     else:
         file.write_bytes(b"not an archive")
     with pytest.raises(nf.CheckpointMismatch, match="Take another checkpoint"):
-        run("mala", tmp_path)
+        run("toy", tmp_path)
 
 
 def test_a_state_of_another_structure_is_refused(tmp_path):

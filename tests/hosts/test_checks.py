@@ -10,6 +10,7 @@ from numpyro.infer import MCMC
 
 import nutfree as nf
 
+pytestmark = pytest.mark.usefixtures("toys")
 Y = np.array([0.5, 1.0, 0.2], np.float32)
 
 
@@ -42,7 +43,7 @@ def run(kernel, *args, **settings):
 )
 def test_a_setting_that_makes_no_run_is_named(settings):
     with pytest.raises(nf.InvalidOption, match=next(iter(settings))):
-        run(nf.kernel("mala", model), **settings)
+        run(nf.kernel("toy", model), **settings)
     if not {"thinning", "chain_method"} & set(settings):
         with pytest.raises(nf.InvalidOption, match=next(iter(settings))):
             nf.compare(model, Y, **settings)
@@ -59,13 +60,13 @@ def test_a_setting_that_makes_no_run_is_named(settings):
 )
 def test_starting_points_of_another_shape_say_which_to_write(init_params, said):
     with pytest.raises(nf.InvalidOption, match=said):
-        run(nf.kernel("mala", model), init_params=init_params)
+        run(nf.kernel("toy", model), init_params=init_params)
 
 
 def test_a_start_is_not_finite_because_of_the_data():
     data = np.array([np.nan, 1.0])
     with pytest.raises(nf.InvalidData, match="has NaN"):
-        run(nf.kernel("mala", centred), data, init_params={"mu": np.zeros(2)})
+        run(nf.kernel("toy", centred), data, init_params={"mu": np.zeros(2)})
 
 
 def centred(y):
@@ -79,7 +80,7 @@ def test_fields_that_the_state_does_not_have_are_named(fields):
         run(nf.kernel("nuts", centred), extra_fields=fields)
 
 
-@pytest.mark.parametrize("name", ["mala", "nuts"])
+@pytest.mark.parametrize("name", ["toy", "nuts"])
 def test_what_is_no_model_is_refused_when_the_kernel_is_built(name):
     with pytest.raises(nf.InvalidOption, match="NumPyro model"):
         nf.kernel(name, "galaxies")
@@ -124,7 +125,7 @@ def waiting_times(y):
     ],
     ids=["nan", "list", "words", "empty", "support", "discrete", "no latent", "key"],
 )
-@pytest.mark.parametrize("name", ["mala", "nuts"])
+@pytest.mark.parametrize("name", ["toy", "nuts"])
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_a_model_that_cannot_run_is_explained_also_for_nuts(
     name, model, data, error, said
@@ -151,7 +152,7 @@ def test_too_few_rows_for_a_batch_are_not_a_missing_subsample():
 
 
 def test_a_run_that_is_none_is_refused_by_the_converter():
-    kernel = nf.kernel("mala", model)
+    kernel = nf.kernel("toy", model)
     with pytest.raises(nf.InvalidOption, match=r"pass the numpyro\.infer\.MCMC"):
         nf.to_arviz(kernel)
     with pytest.raises(nf.InvalidOption, match="no draws yet"):

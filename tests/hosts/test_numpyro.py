@@ -12,6 +12,7 @@ from numpyro.infer.gibbs import DiscreteGibbs, Gibbs
 import nutfree as nf
 from tests.targets import regression, regression_data
 
+pytestmark = pytest.mark.usefixtures("toys")
 DATA = regression_data()
 
 
@@ -21,8 +22,8 @@ def short(kernel, **options):
 
 
 @pytest.fixture(scope="module")
-def mcmc():
-    mcmc = short(nf.kernel("mala", regression), num_chains=2, chain_method="vectorized")
+def mcmc(toys):
+    mcmc = short(nf.kernel("toy", regression), num_chains=2, chain_method="vectorized")
     mcmc.run(jax.random.key(0), **DATA, extra_fields=("adapt_state.step_size", "i"))
     return mcmc
 
@@ -43,13 +44,14 @@ def test_fields_have_the_names_that_numpyro_and_arviz_read(mcmc):
     names = {"diverging", "num_steps", "accept_prob", "potential_energy"}
     assert names | {"num_grad_evals", "adapt_state.step_size"} <= set(fields)
     assert fields["num_grad_evals"].shape == (2, 30)
-    assert np.all(fields["num_grad_evals"] == 1)
+    assert np.all(fields["num_grad_evals"] == 0)
+    assert np.all(fields["num_density_evals"] == 1)
     # the step size stands still once warm-up is over
     assert np.ptp(fields["adapt_state.step_size"], axis=1).max() == 0
     last = mcmc.last_state
-    pilot = last.adapt_state.num_grad_evals
-    assert np.all(pilot > 0)
-    np.testing.assert_allclose(last.total_grad_evals, pilot + 50)
+    # what the pilot and the 50 transitions have spent
+    np.testing.assert_array_equal(last.total_grad_evals, 2)
+    np.testing.assert_array_equal(last.total_density_evals, 3 + 50)
     assert np.all(np.isfinite(last.mean_accept_prob))
 
 
@@ -64,7 +66,7 @@ def test_summary_and_predictive_work_on_the_samples(mcmc, capsys):
 def test_thinning_keeps_every_second_draw():
     runs = []
     for thinning in (1, 2):
-        runs.append(short(nf.kernel("mala", regression), thinning=thinning))
+        runs.append(short(nf.kernel("toy", regression), thinning=thinning))
         runs[-1].run(jax.random.key(0), **DATA)
     whole, thinned = (run.get_samples()["sigma"] for run in runs)
     np.testing.assert_allclose(thinned, whole[1::2], rtol=1e-4)
@@ -72,13 +74,13 @@ def test_thinning_keeps_every_second_draw():
 
 def test_init_params_is_where_the_chain_starts():
     start = {"beta": jnp.asarray([5.0, -5.0]), "sigma": jnp.asarray(1.0)}
-    kernel = nf.kernel("mala", regression)
+    kernel = nf.kernel("toy", regression)
     state = kernel.init(jax.random.key(0), 0, start, (), DATA)
     np.testing.assert_array_equal(state.z["beta"], start["beta"])
 
 
 def test_collected_warmup_and_legacy_keys_work():
-    mcmc = short(nf.kernel("mala", regression))
+    mcmc = short(nf.kernel("toy", regression))
     mcmc.warmup(jax.random.PRNGKey(0), **DATA, collect_warmup=True)
     assert mcmc.get_samples()["sigma"].shape == (20,)
     mcmc.run(jax.random.PRNGKey(1), **DATA)
@@ -86,7 +88,7 @@ def test_collected_warmup_and_legacy_keys_work():
 
 
 def test_jit_model_args_runs_other_data_of_the_same_shape():
-    mcmc = short(nf.kernel("mala", centred), jit_model_args=True)
+    mcmc = short(nf.kernel("toy", centred), jit_model_args=True)
     means = []
     for level in (0.0, 5.0):
         mcmc.run(jax.random.key(0), jnp.full(50, level))
@@ -101,28 +103,28 @@ def centred(y):
 
 
 def test_potential_fn_takes_the_place_of_a_model():
-    mcmc = short(nf.kernel("mala", potential_fn=lambda z: 0.5 * jnp.sum(z["x"] ** 2)))
+    mcmc = short(nf.kernel("toy", potential_fn=lambda z: 0.5 * jnp.sum(z["x"] ** 2)))
     mcmc.run(jax.random.key(0), init_params={"x": jnp.ones(3)})
     assert mcmc.get_samples()["x"].shape == (30, 3)
 
 
 def test_potential_fn_without_a_start_says_what_to_pass():
-    mcmc = short(nf.kernel("mala", potential_fn=lambda x: x**2))
+    mcmc = short(nf.kernel("toy", potential_fn=lambda x: x**2))
     with pytest.raises(nf.NoFiniteStart, match="init_params"):
         mcmc.run(jax.random.key(0))
 
 
 def test_a_start_that_is_not_finite_is_refused():
-    mcmc = short(nf.kernel("mala", potential_fn=lambda x: -jnp.log(x)))
+    mcmc = short(nf.kernel("toy", potential_fn=lambda x: -jnp.log(x)))
     with pytest.raises(nf.NoFiniteStart, match="not finite at the starting point"):
         mcmc.run(jax.random.key(0), init_params=jnp.asarray(-1.0))
 
 
 def test_model_and_potential_together_are_refused():
     with pytest.raises(nf.InvalidOption, match="either a model or potential_fn"):
-        nf.kernel("mala", regression, potential_fn=lambda x: x)
+        nf.kernel("toy", regression, potential_fn=lambda x: x)
     with pytest.raises(nf.InvalidOption, match="either a model or potential_fn"):
-        nf.kernel("mala")
+        nf.kernel("toy")
 
 
 def test_missing_capability_names_the_kernel_the_part_and_the_line_to_write():
@@ -142,7 +144,7 @@ def test_missing_capability_names_the_kernel_the_part_and_the_line_to_write():
 
 
 def test_a_fixed_option_is_kept_through_warmup():
-    mcmc = short(nf.kernel("mala", regression, step_size=0.123))
+    mcmc = short(nf.kernel("toy", regression, step_size=0.123))
     mcmc.run(jax.random.key(0), **DATA)
     assert float(mcmc.last_state.adapt_state.step_size) == pytest.approx(0.123)
 
@@ -170,7 +172,7 @@ def test_kernel_is_a_block_of_gibbs_beside_a_discrete_site():
             numpyro.sample("y", dist.Normal(loc[label], 1.0), obs=y)
 
     kernel = Gibbs(
-        [(DiscreteGibbs(mixture), ["label"]), (nf.kernel("mala", mixture), None)]
+        [(DiscreteGibbs(mixture), ["label"]), (nf.kernel("toy", mixture), None)]
     )
     mcmc = short(kernel, num_warmup=150, num_samples=150)
     mcmc.run(jax.random.key(1), y)

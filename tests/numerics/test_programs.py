@@ -9,7 +9,7 @@ import pytest
 from numpyro.infer import MCMC
 
 import nutfree as nf
-from nutfree.numerics.programs import jitted
+from nutfree.numerics.programs import in_full_precision, jitted
 
 
 def test_data_are_arguments_and_their_values_at_hand(monkeypatch):
@@ -48,7 +48,7 @@ def test_shapes_are_those_of_jit():
     assert [s.weak_type for s in found] == [s.weak_type for s in expected]
 
 
-SHORT = {"num_warmup": 20, "num_samples": 20, "num_chains": 2, "progress_bar": False}
+SHORT = {"num_warmup": 4, "num_samples": 4, "num_chains": 2, "progress_bar": False}
 
 
 def by_numpyro(model):
@@ -76,8 +76,14 @@ def by_blackjax(model):
     jax.jit(algorithm.step)(jax.random.key(1), algorithm.init(start))
 
 
-@pytest.mark.parametrize("given", [None, "bfloat16"])
-@pytest.mark.parametrize("run", [by_numpyro, by_sample, by_comparison, by_blackjax])
+RUNS = [by_numpyro, by_sample, by_comparison, by_blackjax]
+
+
+@pytest.mark.parametrize(
+    ("run", "given"),
+    [(run, None) for run in RUNS]
+    + [pytest.param(run, "bfloat16", marks=pytest.mark.slow) for run in RUNS],
+)
 def test_products_are_in_full_precision_unless_told_otherwise(run, given):
     seen = set()
 
@@ -88,3 +94,14 @@ def test_products_are_in_full_precision_unless_told_otherwise(run, given):
     with jax.default_matmul_precision(given):
         run(model)
     assert seen == {given or "highest"}
+
+
+@pytest.mark.parametrize("given", [None, "bfloat16"])
+def test_a_precision_that_the_user_has_set_stays(given):
+    @in_full_precision
+    def precision():
+        return jax.config.jax_default_matmul_precision
+
+    with jax.default_matmul_precision(given):
+        assert precision() == (given or "highest")
+        assert jax.config.jax_default_matmul_precision == given

@@ -43,11 +43,17 @@ def step(x, noise, *, rate, step_size, num_stages):
 def test_step_on_a_linear_drift_is_its_chebyshev_polynomials(num_stages):
     p = -np.linspace(0.0, reach(num_stages), 7)
     response, noise = linear_response(p, num_stages)
-    for rate, a, b in zip(-p, response, noise):
+
+    @jax.jit
+    @jax.vmap
+    def steps(rate):
         run = {"rate": rate, "step_size": 1.0, "num_stages": num_stages}
-        one, zero = jnp.ones(1), jnp.zeros(1)
-        np.testing.assert_allclose(step(one, zero, **run)[0], a, atol=2e-5)
-        np.testing.assert_allclose(step(zero, one, **run)[0], b, atol=2e-4)
+        one, zero = jnp.ones(()), jnp.zeros(())
+        return step(one, zero, **run)[0], step(zero, one, **run)[0]
+
+    found = steps(jnp.asarray(-p))
+    np.testing.assert_allclose(found[0], response, atol=2e-5)
+    np.testing.assert_allclose(found[1], noise, atol=2e-4)
 
 
 @STAGES

@@ -32,27 +32,34 @@ def _window(dim):
     return x, -precision @ x, alpha, steps, steps @ precision
 
 
-@pytest.mark.parametrize("dim", [1, 3, 30])
-def test_the_gaussian_is_that_of_the_compact_form(dim):
-    x, gradient, alpha, steps, turns = map(jnp.asarray, _window(dim))
-    noise = jax.random.normal(jax.random.key(0), (NUM_DRAWS, dim))
+@jax.jit
+def _ours_and_theirs(x, gradient, alpha, steps, turns):
+    """Our Gaussian and its variances; the covariance of BlackJAX's compact form, and
+    log q + |z|^2 / 2 of its draws."""
+    noise = jax.random.normal(jax.random.key(0), (NUM_DRAWS, x.size))
     args = noise, x, gradient, alpha, steps, turns
-    form = jax.jit(gaussian, static_argnames="dense")
-    draws, log_q, covariance = form(*args, dense=True)
-    _, _, variances = form(*args, dense=False)
+    _, _, variances = gaussian(*args, dense=False)
     beta, gamma = lbfgs_inverse_hessian_factors(steps.T, turns.T, alpha)
     compact = jnp.diag(alpha) + beta @ gamma @ beta.T
+    key = jax.random.key(1)
+    _, log_q = bfgs_sample(key, NUM_DRAWS, x, gradient, alpha, beta, gamma)
+    z = jax.random.normal(key, (NUM_DRAWS, x.size, 1))
+    constant = log_q + 0.5 * jnp.sum(z**2, (1, 2))
+    return noise, gaussian(*args, dense=True), variances, compact, constant
+
+
+@pytest.mark.parametrize("dim", [1, 3, 30])
+def test_the_gaussian_is_that_of_the_compact_form(dim):
+    window = x, gradient, *_ = _window(dim)
+    noise, ours, variances, compact, constant = _ours_and_theirs(*window)
+    draws, log_q, covariance = ours
     np.testing.assert_allclose(covariance, compact, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(variances, jnp.diag(compact), rtol=1e-9)
+    np.testing.assert_allclose(variances, np.diag(compact), rtol=1e-9)
     law = multivariate_normal(x + compact @ gradient, compact)
     np.testing.assert_allclose(log_q, law.logpdf(draws), rtol=1e-9)
-    _, theirs = bfgs_sample(
-        jax.random.key(1), NUM_DRAWS, x, gradient, alpha, beta, gamma
-    )
-    # log q + |z|^2 / 2 is the same constant of the Gaussian in theirs and in ours
+    # the same constant of the Gaussian in theirs and in ours
     ours = log_q + 0.5 * jnp.sum(noise**2, axis=1)
-    z = jax.random.normal(jax.random.key(1), (NUM_DRAWS, dim, 1))
-    np.testing.assert_allclose(ours, theirs + 0.5 * jnp.sum(z**2, (1, 2)), rtol=1e-9)
+    np.testing.assert_allclose(ours, constant, rtol=1e-9)
 
 
 def test_draws_have_the_covariance():
@@ -103,9 +110,12 @@ def test_the_neck_of_a_funnel_is_not_where_it_starts():
 
 def test_nothing_found_is_the_point_and_the_identity():
     x = jnp.asarray([1.0, 2.0])
-    found, _ = pathfinder(
-        jax.random.key(0), lambda x: jnp.sum(x) * jnp.nan, x, dense=True
-    )
+
+    @jax.jit
+    def start(key):
+        return pathfinder(key, lambda x: jnp.sum(x) * jnp.nan, x, dense=True)
+
+    found, _ = start(jax.random.key(0))
     assert found.bound == -jnp.inf
     np.testing.assert_array_equal(found.x, x)
     np.testing.assert_array_equal(found.covariance, jnp.eye(2))

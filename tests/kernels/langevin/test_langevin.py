@@ -1,5 +1,7 @@
 """ULA and MALA: the law of the discretised chain on a Gaussian, and its bias."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,16 +16,14 @@ def gaussian(x):
     return -0.5 * jnp.sum(x**2 / VARIANCES)
 
 
-def draws(algorithm, num_chains=2000, num_steps=400, seed=0):
-    """The last positions of many chains that started from the Gaussian itself."""
-    keys = jax.random.split(jax.random.key(seed), num_chains)
+@cache
+def program(api, num_chains, num_steps):
+    """Last positions of many chains that started from the Gaussian itself."""
 
-    @jax.jit
-    @jax.vmap
-    def run(key):
+    def last(key, params):
         start_key, key = jax.random.split(key)
-        start = jnp.sqrt(VARIANCES) * jax.random.normal(start_key, (3,))
-        state = algorithm.init(start)
+        algorithm = api(gaussian, **params)
+        state = algorithm.init(jnp.sqrt(VARIANCES) * jax.random.normal(start_key, (3,)))
 
         def step(state, key):
             return algorithm.step(key, state)[0], None
@@ -31,7 +31,13 @@ def draws(algorithm, num_chains=2000, num_steps=400, seed=0):
         keys = jax.random.split(key, num_steps)
         return jax.lax.scan(step, state, keys)[0].position
 
-    return np.asarray(run(keys))
+    return jax.jit(jax.vmap(last, (0, None)))
+
+
+def draws(api, num_chains, num_steps, **params):
+    params = jax.tree.map(jnp.asarray, params)
+    keys = jax.random.split(jax.random.key(0), num_chains)
+    return np.asarray(program(api, num_chains, num_steps)(keys, params))
 
 
 def stationary_variance(step_size, preconditioner):
@@ -43,8 +49,7 @@ def stationary_variance(step_size, preconditioner):
 @pytest.mark.parametrize("preconditioner", [jnp.asarray(0.25), VARIANCES])
 def test_ula_has_the_variance_of_its_discretised_chain(preconditioner):
     """Tolerance of five standard errors, sqrt(2/n) = 0.032: false alarms below 1e-5."""
-    algorithm = nf.ula(gaussian, step_size=0.8, inverse_mass_matrix=preconditioner)
-    x = draws(algorithm)
+    x = draws(nf.ula, 2000, 100, step_size=0.8, inverse_mass_matrix=preconditioner)
     expected = stationary_variance(0.8, preconditioner)
     np.testing.assert_allclose(x.var(0), expected, rtol=0.16)
     np.testing.assert_allclose(x.mean(0) / np.sqrt(expected), 0.0, atol=0.12)
@@ -56,16 +61,15 @@ def test_ula_bias_halves_with_the_step_size():
     """Bias h/4 of the variance; 60,000 chains give it to within 0.006."""
     inflation = []
     for step_size in (0.8, 0.4):
-        algorithm = nf.ula(gaussian, step_size=step_size, inverse_mass_matrix=VARIANCES)
-        x = draws(algorithm, num_chains=60_000, num_steps=60)
+        params = {"step_size": step_size, "inverse_mass_matrix": VARIANCES}
+        x = draws(nf.ula, 60_000, 30, **params)
         inflation.append(np.mean(x.var(0) / VARIANCES) - 1)
     assert inflation[0] == pytest.approx(1 / (1 - 0.2) - 1, abs=0.03)
     assert inflation[0] / inflation[1] == pytest.approx(2.25, rel=0.2)
 
 
 def test_mala_has_no_bias_at_the_step_where_ula_has_a_quarter():
-    algorithm = nf.mala(gaussian, step_size=0.8, inverse_mass_matrix=VARIANCES)
-    x = draws(algorithm, num_chains=20_000, num_steps=60)
+    x = draws(nf.mala, 20_000, 30, step_size=0.8, inverse_mass_matrix=VARIANCES)
     np.testing.assert_allclose(x.var(0) / VARIANCES, 1.0, atol=0.05)
 
 

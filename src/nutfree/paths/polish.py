@@ -76,7 +76,7 @@ def start_at(
     return select(lost, otherwise, point), lost, count
 
 
-class _Place(NamedTuple):
+class _PointAmongModes(NamedTuple):
     """A point, and what the modes say of it.
 
     shares : (modes,), log density of each mode there, weight included.
@@ -88,7 +88,7 @@ class _Place(NamedTuple):
     heavy: jax.Array
 
 
-class _Kind(NamedTuple):
+class _MoveKind(NamedTuple):
     """Which move is made: a jump or a Langevin step, a fresh draw if it is a jump.
 
     turn : what a Langevin step's size is multiplied by.
@@ -140,7 +140,7 @@ def polish(
         here, tally, count = carry
         jumped = i * num_jumps // num_moves
         jumps = (i + 1) * num_jumps // num_moves > jumped
-        kind = _Kind(jumps, jumps & (jumped % 2 == 1), turns[i % len(TURNS)])
+        kind = _MoveKind(jumps, jumps & (jumped % 2 == 1), turns[i % len(TURNS)])
         *keys, accept_key = jax.random.split(jax.random.fold_in(rng_key, i), 5)
         new, log_ratio, count = _propose(
             keys, here, kind, step_size * kind.turn, modes, log_choice, evaluate, count
@@ -149,12 +149,13 @@ def polish(
         rate = jnp.exp(jnp.minimum(log_ratio, 0.0))
         accepted = jax.random.uniform(accept_key) < rate
         here = select(accepted, new, here)
-        tally = _counted(tally, kind, rate, _part(i, num_moves), here.point.value)
+        part = _part_of_moves(i, num_moves)
+        tally = _with_move(tally, kind, rate, part, here.point.value)
         return here, tally, count
 
     none = jnp.zeros(2, point.value.dtype)
     tally = _Tally(none, none, jnp.zeros((2, NUM_PARTS), point.value.dtype))
-    start = (_place(point, modes, log_choice), tally, jnp.asarray(count))
+    start = (_among_modes(point, modes, log_choice), tally, jnp.asarray(count))
     here, tally, count = jax.lax.fori_loop(0, num_moves, move, start)
     # a kind of move that was never made has no rate
     rates = tally.rates / tally.made
@@ -162,16 +163,23 @@ def polish(
     return Polished(here.point, rates[0], rates[1], log_densities, jnp.asarray(count))
 
 
-def _place(point: Point, modes: Modes, log_choice) -> _Place:
+def _among_modes(point: Point, modes: Modes, log_choice) -> _PointAmongModes:
     z = in_widths(modes, point.u)
     heavy = heavy_log_density_at(modes, log_choice, z)
-    return _Place(point, log_shares_at(modes, z), heavy)
+    return _PointAmongModes(point, log_shares_at(modes, z), heavy)
 
 
 def _propose(
-    keys, here: _Place, kind: _Kind, step_size, modes, log_choice, evaluate, count
-) -> tuple[_Place, jax.Array, jax.Array]:
-    """`(place, log acceptance ratio, count)` of a move of this kind."""
+    keys,
+    here: _PointAmongModes,
+    kind: _MoveKind,
+    step_size,
+    modes,
+    log_choice,
+    evaluate,
+    count,
+) -> tuple[_PointAmongModes, jax.Array, jax.Array]:
+    """`(proposal, log acceptance ratio, count)` of a move of this kind."""
     noise_key, from_key, to_key, fresh_key = keys
     point = here.point
     j = choose(from_key, here.shares)
@@ -186,7 +194,7 @@ def _propose(
     )
     u = jnp.where(kind.fresh, heavy_draw(fresh_key, modes, k), u)
     value, grad, count = evaluate(u, count)
-    new = _place(Point(u, value, grad), modes, log_choice)
+    new = _among_modes(Point(u, value, grad), modes, log_choice)
 
     there = mode_at(modes, jnp.argmax(new.shares))
     residual = _residual(new.point, there, step_size, point.u)
@@ -204,7 +212,7 @@ def _propose(
     return new, value - point.value + ratio, count
 
 
-def _part(i: jax.Array, num_moves) -> jax.Array:
+def _part_of_moves(i: jax.Array, num_moves) -> jax.Array:
     """Which half of a half ... move `i` is in.
 
     It is how often i + 1 can be doubled within the number of moves.
@@ -213,7 +221,7 @@ def _part(i: jax.Array, num_moves) -> jax.Array:
     return jnp.sum(goes >= 2 ** jnp.arange(1, NUM_PARTS))
 
 
-def _counted(tally: _Tally, kind: _Kind, rate, part, value) -> _Tally:
+def _with_move(tally: _Tally, kind: _MoveKind, rate, part, value) -> _Tally:
     kinds = jnp.stack([~kind.jumps & (kind.turn == 1), kind.jumps])
     new = jnp.stack([jnp.ones_like(rate), value])
     return _Tally(

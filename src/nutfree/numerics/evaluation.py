@@ -1,8 +1,8 @@
-"""Evaluating a log density and counting it in the same breath.
+"""Evaluation of a log density that counts itself.
 
-Every kernel evaluates through these, so that its counts are made where the work is
-done. A count is a scalar that is threaded through the loops; a gradient that comes
-with its value counts once, as a gradient.
+Every kernel evaluates through these functions, so that its counts are made where the
+work is done. A count is a scalar that is threaded through the loops; a gradient that
+comes with its value counts once, as a gradient.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def flatten(
 
 
 def counted_value(logdensity: Callable) -> Callable:
-    """`(x, count) -> (log density, count + 1)`."""
+    """Return `(x, count) -> (log density, count + 1)`."""
 
     def evaluate(x, count):
         return logdensity(x), count + 1
@@ -38,7 +38,7 @@ def counted_value(logdensity: Callable) -> Callable:
 
 
 def counted_value_and_grad(logdensity: Callable) -> Callable:
-    """`(x, count) -> (log density, gradient, count + 1)`."""
+    """Return `(x, count) -> (log density, gradient, count + 1)`."""
     value_and_grad = jax.value_and_grad(logdensity)
 
     def evaluate(x, count):
@@ -49,11 +49,11 @@ def counted_value_and_grad(logdensity: Callable) -> Callable:
 
 
 def is_finite(*trees: Any) -> jax.Array:
-    """True where every number in every tree is finite."""
+    """Say whether every number in every tree is finite."""
     leaves = jax.tree.leaves(trees)
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 
 def select(condition: jax.Array, if_true: Any, if_false: Any) -> Any:
-    """One of two trees of the same structure, by a scalar condition."""
+    """Choose one of two trees of the same structure by a scalar condition."""
     return jax.tree.map(lambda t, f: jnp.where(condition, t, f), if_true, if_false)

@@ -12,17 +12,17 @@ import jax.numpy as jnp
 
 from nutfree.numerics.evaluation import is_finite
 
-#: Up to this dimension a CPU factorises a matrix column by column.
+#: Up to this dimension a matrix is factorised column by column on a CPU.
 SMALL_DIM = 64
 
 
 def matvec(matrix: jax.Array, x: jax.Array) -> jax.Array:
-    """`matrix @ x`, where a vector or a scalar stands for a diagonal matrix."""
+    """Return `matrix @ x`; a vector or a scalar stands for a diagonal matrix."""
     return matrix @ x if jnp.ndim(matrix) == 2 else matrix * x
 
 
 def root(covariance: jax.Array) -> jax.Array:
-    """R with R R' = covariance: lower triangular, or diagonal as `covariance` is."""
+    """Return R with R R' = covariance: lower triangular, or diagonal as that is."""
     if jnp.ndim(covariance) != 2:
         return jnp.sqrt(covariance)
     if covariance.shape[0] > SMALL_DIM:
@@ -33,7 +33,7 @@ def root(covariance: jax.Array) -> jax.Array:
 
 
 def _by_columns(matrix: jax.Array) -> jax.Array:
-    """Cholesky's factor without a call to LAPACK.
+    """Return Cholesky's factor without a call to LAPACK.
 
     It is as fast up to `SMALL_DIM`, and XLA compiles a small loop around it as one,
     which it does not where a library is called.
@@ -48,7 +48,7 @@ def _by_columns(matrix: jax.Array) -> jax.Array:
 
 
 def solve_root(factor: jax.Array, x: jax.Array) -> jax.Array:
-    """R^-1 x, for the R that `root` returns."""
+    """Return R^-1 x, for the R that `root` returns."""
     if jnp.ndim(factor) == 2:
         return jax.scipy.linalg.solve_triangular(factor, x, lower=True)
     return x / factor
@@ -64,7 +64,7 @@ def transpose(matrix: jax.Array) -> jax.Array:
 
 
 def guarded(x, ahead, gradient, move) -> tuple[jax.Array, jax.Array, Any, jax.Array]:
-    """One step of a chain that never rests where its gradient is not finite.
+    """Make one step of a chain that never rests where its gradient is not finite.
 
     Whether a step was a good one shows when the gradient there is asked for, so the
     chain keeps the last position that was found good, and the step from it.
@@ -89,7 +89,7 @@ def guarded(x, ahead, gradient, move) -> tuple[jax.Array, jax.Array, Any, jax.Ar
 def guarded_step(
     rng_key, x, ahead, gradient, step_size, factor
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A guarded Langevin step: `(x, ahead, divergent)`, see `guarded`.
+    """Make a guarded Langevin step: `(x, ahead, divergent)`, see `guarded`.
 
     Args:
         factor: R.

@@ -1,4 +1,4 @@
-"""Compiled programs: with the data as arguments, and products in full precision."""
+"""Compiled programs that take the data as arguments, and multiply in full precision."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -8,7 +8,7 @@ import jax
 
 
 def full_precision() -> AbstractContextManager:
-    """Where matrix products of float32 are in float32 on every device.
+    """Return a context in which products of float32 are in float32 on every device.
 
     On a GPU JAX makes them in TensorFloat-32 unless told otherwise, which is wrong by
     3e-4: more than a posterior is wide that many rows have made narrow. A precision
@@ -20,7 +20,7 @@ def full_precision() -> AbstractContextManager:
 
 
 def in_full_precision[**P, R](fun: Callable[P, R]) -> Callable[P, R]:
-    """`fun`, called and traced in `full_precision`."""
+    """Return `fun`, called and traced in `full_precision`."""
 
     @wraps(fun)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -31,7 +31,7 @@ def in_full_precision[**P, R](fun: Callable[P, R]) -> Callable[P, R]:
 
 
 def jitted(fun: Callable) -> Callable:
-    """`jax.jit(fun)`, with the arrays that `fun` closes over as arguments.
+    """Return `jax.jit(fun)`, with the arrays that `fun` closes over as arguments.
 
     `fun` is traced with their values at hand, as a user's model may need them. As
     constants, large data are slow to compile: a pilot over 10^6 rows of 50 columns took

@@ -15,9 +15,9 @@ class AdaptationState(NamedTuple):
         What the kernel is called with now, a dict of traced arrays.
     position
         Where the chain starts: the host's position, or a better one that the pilot
-        found. The host reads it once, after `init`.
+        has found. The host reads it once, after `init`.
     num_grad_evals, num_density_evals
-        What the pilot cost, counted by the code that evaluates.
+        What the pilot has cost, counted by the code that evaluates.
     inner
         The kernel's own adaptation state, any pytree.
     """

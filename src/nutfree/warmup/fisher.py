@@ -1,6 +1,10 @@
-"""A preconditioner from draws and the gradients there.
+"""A preconditioner from draws and the gradients at them.
 
-Reference: Seyboldt, Carlson and Carpenter, arXiv 2603.18845. The matrix C that brings
+Reference: Seyboldt, Carlson and Carpenter, arXiv 2603.18845.
+
+    C = cov(x) # cov(g)^(-1),    A # B = A^(1/2) (A^(-1/2) B A^(-1/2))^(1/2) A^(1/2).
+
+The matrix C that brings
 C^(-1/2) x nearest to a standard normal in Fisher divergence is the geometric mean of
 the covariance of the draws and the inverse covariance of the gradients. For a Gaussian
 posterior it is the covariance as soon as there are more draws than dimensions.
@@ -16,7 +20,7 @@ from nutfree.numerics.moments import Moments, no_moments
 
 #: Up to this many coordinates the preconditioner is a full matrix.
 MAX_DENSE = 128
-#: So many draws' worth of the diagonal preconditioner go into a full one.
+#: Weight of the diagonal preconditioner in a full one, in draws.
 PRIOR_DRAWS = 5.0
 
 
@@ -33,12 +37,12 @@ def no_sums(d: int, dtype) -> Sums:
 
 
 def add(sums: Sums, x, g) -> Sums:
-    """With one more draw and its gradient, if both are finite."""
+    """Add a draw and its gradient, if both are finite."""
     return select(is_finite(x, g), Sums(sums.x.plus(x), sums.g.plus(g)), sums)
 
 
 def factor(sums: Sums) -> jax.Array:
-    """R with C = R R': of the shape of the moments' squares, one for too few draws."""
+    """Return R with C = R R', of the shape of the squares; ones for too few draws."""
     n = jnp.maximum(sums.x.number - 1, 1)
     xx, gg = sums.x.squares, sums.g.squares
     if xx.ndim == 1:
@@ -50,7 +54,7 @@ def factor(sums: Sums) -> jax.Array:
     # a # b^-1 = L (L' b L)^(-1/2) L', with L L' = a
     root = jnp.linalg.cholesky(a)
     eigenvalues, axes = jnp.linalg.eigh(root.T @ b @ root)
-    # symmetric, so that it does not depend on which axes span an eigenspace
+    # this form of the root does not depend on which axes span an eigenspace
     quarter = (axes * jnp.maximum(eigenvalues, 1e-12) ** -0.25) @ axes.T
     found = scale[:, None] * (root @ quarter)
     return jnp.where(is_finite(found), found, jnp.diag(scale))

@@ -1,12 +1,16 @@
-"""Where a chain starts: Pathfinder, a Gaussian found on the way to a mode.
+"""Pathfinder: a chain starts from a Gaussian found on the way to a mode.
 
 Reference: Zhang, Carpenter, Gelman and Vehtari, JMLR 23(306), 2022, arXiv 2108.03782.
-L-BFGS climbs from the host's position; at every point on the way its curvature makes
-a Gaussian, and the one of largest evidence bound is kept, so that a climb that goes on
-into the neck of a funnel does not start the chain there. The loop is ours, since
-BlackJAX's does not count its evaluations (and steps from the points along the negative
-gradient), and so is the Gaussian, since BlackJAX's compact form (an inverse, a QR and a
-Cholesky factor) takes half of the time to compile a chain's first state.
+
+L-BFGS climbs from the host's position. At every point on the way its estimate H of the
+inverse Hessian makes a Gaussian, N(x + H grad log pi(x), H), and the one of largest
+evidence bound is kept, so that a climb that goes on into the neck of a funnel does not
+start the chain there.
+
+The loop is not BlackJAX's, which does not count its evaluations (and steps from the
+points along the negative gradient). Nor is the Gaussian: BlackJAX's compact form (an
+inverse, a QR and a Cholesky factor) takes half of the time to compile a chain's first
+state.
 """
 
 from collections.abc import Callable
@@ -19,20 +23,21 @@ from blackjax.optimizers.lbfgs import lbfgs_recover_alpha
 from nutfree.numerics.evaluation import is_finite, select
 from nutfree.numerics.laplace import climb
 
-#: Steps that the curvature is made of, draws that a bound is made of.
+#: Last steps of the climb that the curvature is made of.
 HISTORY = 10
+#: Draws that an evidence bound is a mean over.
 NUM_DRAWS = 8
-#: A climb ends after so many steps, or when so many in a row have gained nothing: in
-#: a narrow valley it is long before it gains again.
+#: Most steps of the climb.
 MAX_STEPS = 100
+#: Steps in a row without gain that end the climb; a narrow valley takes many.
 PATIENCE = 15
-#: By how much a bound must be larger to count: two that differ by rounding alone are
-#: the same Gaussian, and the choice must not depend on how a program is compiled.
+#: Nats by which a bound must be larger than the best so far. Bounds that differ by
+#: rounding are of one Gaussian, and the choice must not depend on the compiler.
 MARGIN = 0.1
 
 
 class Start(NamedTuple):
-    """A draw of the best Gaussian, its covariance, and its evidence bound.
+    """The best Gaussian: a draw of it, its covariance, and its evidence bound.
 
     The covariance has shape `(d, d)`, or `(d,)` where only variances are wanted. The
     bound is -inf where no Gaussian was found; then the draw is the point that the
@@ -45,6 +50,8 @@ class Start(NamedTuple):
 
 
 class _Seen(NamedTuple):
+    """What the climb has shown: the best start, and the arguments of `gaussian`."""
+
     best: Start
     alpha: jax.Array
     steps: jax.Array
@@ -76,7 +83,30 @@ def pathfinder(
     nowhere = Start(x, covariance, jnp.asarray(-jnp.inf, x.dtype))
     window = jnp.zeros((HISTORY, x.size), x.dtype)
     seen = _Seen(nowhere, jnp.ones_like(x), window, window)
-    # the same at every point: bounds then differ by their Gaussians alone
+    visit = _visitor(rng_key, logdensity, x, dense)
+    _, _, count, (seen, num_densities) = climb(
+        slope,
+        x,
+        zero,
+        visit,
+        (seen, zero),
+        max_steps=MAX_STEPS,
+        tolerance=1e-2,
+        patience=PATIENCE,
+        cost=cost,
+    )
+    best = seen.best
+    if dense:
+        # rounding can make a small eigenvalue negative
+        best = best._replace(covariance=_definite(best.covariance))
+    if differences:
+        return best, (zero, count + num_densities)
+    return best, (count, num_densities)
+
+
+def _visitor(rng_key, logdensity: Callable, x: jax.Array, dense: bool) -> Callable:
+    """Return the `visit` of `climb` that keeps the best Gaussian seen so far."""
+    # the same noise at every point: bounds then differ by their Gaussians alone
     noise_key, choice_key = jax.random.split(rng_key)
     noise = jax.random.normal(noise_key, (NUM_DRAWS, x.size), x.dtype)
     gumbel = jax.random.gumbel(choice_key, (NUM_DRAWS,), x.dtype)
@@ -94,7 +124,6 @@ def pathfinder(
             noise, *new, alpha, steps, turns, dense=dense
         )
         log_p = jax.vmap(logdensity)(draws)
-        num_densities = num_densities + NUM_DRAWS
         log_ratio = jnp.where(jnp.isfinite(log_p), log_p - log_q, -jnp.inf)
         chosen = jnp.argmax(log_ratio + gumbel)
         variances = jnp.diag(covariance) if dense else covariance
@@ -102,26 +131,9 @@ def pathfinder(
         better = is_finite(found) & jnp.all(variances > 0)
         better &= found.bound > seen.best.bound + MARGIN
         best = select(better, found, seen.best)
-        return (_Seen(best, alpha, steps, turns), num_densities), count
+        return (_Seen(best, alpha, steps, turns), num_densities + NUM_DRAWS), count
 
-    _, _, count, (seen, num_densities) = climb(
-        slope,
-        x,
-        zero,
-        visit,
-        (seen, zero),
-        max_steps=MAX_STEPS,
-        tolerance=1e-2,
-        patience=PATIENCE,
-        cost=cost,
-    )
-    best = seen.best
-    if dense:
-        # rounding can leave it indefinite, if hardly
-        best = best._replace(covariance=_definite(best.covariance))
-    if differences:
-        return best, (zero, count + num_densities)
-    return best, (count, num_densities)
+    return visit
 
 
 def gaussian(
@@ -134,7 +146,7 @@ def gaussian(
     *,
     dense: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The Gaussian of a quasi-Newton step from `x`, by rank-two updates.
+    """Make the Gaussian of a quasi-Newton step from `x`, by rank-two updates.
 
     Its covariance H is the BFGS inverse Hessian of the window, its mean `x + H g`. A
     factor J of H is carried along by its products with the noise (Brodlie, Gourlay and
@@ -194,7 +206,7 @@ def gaussian(
 
 
 def differenced(logdensity: Callable) -> Callable:
-    """`logdensity` with central differences for its gradient."""
+    """Give a log density central differences for its gradient."""
 
     @jax.custom_vjp
     def value(x):
@@ -217,7 +229,7 @@ def differenced(logdensity: Callable) -> Callable:
 
 
 def _definite(covariance: jax.Array) -> jax.Array:
-    """The covariance, or its diagonal where it has no Cholesky factor."""
+    """Return the covariance, or its diagonal where it has no Cholesky factor."""
     usable = is_finite(jnp.linalg.cholesky(covariance))
     return jnp.where(usable, covariance, jnp.diag(jnp.diag(covariance)))
 

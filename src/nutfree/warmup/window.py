@@ -1,8 +1,9 @@
-"""Stan's windowed warm-up: step size by dual averaging, variances by Welford.
+"""Stan's windowed warm-up, for kernels whose Info has an acceptance rate.
 
-The schedule and both algorithms are BlackJAX's; this module only gives them the shape
-of `Warmup`, so that kernels whose Info has an acceptance rate share one warm-up. A walk
-that cannot cover the way from a far start by itself begins with a pilot.
+Dual averaging tunes the step size (Hoffman and Gelman, JMLR 15, 2014), and Welford's
+algorithm learns the variances or the covariance. Both and the schedule are BlackJAX's;
+this module gives them the shape of `Warmup`, and begins with a pilot where a kernel
+could not cover the way from a far start by itself.
 """
 
 from typing import Any, NamedTuple
@@ -13,22 +14,31 @@ from blackjax.adaptation.mass_matrix import mass_matrix_adaptation
 from blackjax.adaptation.staged_adaptation import build_schedule
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 
-from nutfree.numerics.evaluation import flatten
+from nutfree.numerics.evaluation import flatten, select
 from nutfree.numerics.preconditioning import root
 from nutfree.warmup.base import AdaptationState, Warmup
 from nutfree.warmup.pathfinder import pathfinder
 
-#: Up to this dimension a preconditioner is a matrix if the user does not say.
+#: Up to this dimension the covariance is a matrix unless the user says otherwise.
 DENSE_DIM = 50
 
 
 class WindowState(NamedTuple):
-    """Dual averaging, Welford's sums, and the schedule that says which is updated."""
+    """What warm-up has learnt.
+
+    step
+        Transitions made.
+    dual_averaging, mass_matrix
+        BlackJAX's states.
+    schedule
+        Of shape `(num_steps, 2)`: whether the mass matrix learns from a transition, and
+        whether it is the last of its window.
+    """
 
     step: jax.Array
     dual_averaging: Any
     mass_matrix: Any
-    schedule: jax.Array  # (num_steps, 2): slow window?, last of its window?
+    schedule: jax.Array
 
 
 def window_warmup(
@@ -53,7 +63,7 @@ def window_warmup(
         factor: tune `factor` as well, the root of the covariance (`preconditioning`),
             for a kernel that would otherwise compute it at every transition.
     """
-    da_init, da_update, da_final = dual_averaging_adaptation(target_acceptance_rate)
+    dual_averaging = dual_averaging_adaptation(target_acceptance_rate)
 
     def init(rng_key, position, target, num_steps) -> AdaptationState:
         x, logdensity, unravel = flatten(position, target)
@@ -64,59 +74,29 @@ def window_warmup(
             found, counts = pathfinder(
                 rng_key, logdensity, x, dense=dense, differences=pilot == "differences"
             )
-            covariance = found.covariance
+            mass_matrix = mass_matrix._replace(inverse_mass_matrix=found.covariance)
             # without warm-up a chain goes on from where the user has put it
             x = found.x if num_steps else x
-        else:
-            covariance = mass_matrix.inverse_mass_matrix
-        mass_matrix = mass_matrix._replace(inverse_mass_matrix=covariance)
         step_size = jnp.asarray(initial_step_size * x.size ** (-1 / 3), x.dtype)
-        sizes = _walk_windows(num_steps) if walk else {}
-        schedule = jnp.asarray(build_schedule(num_steps, **sizes), jnp.int32)
-        schedule = schedule.reshape(-1, 2)
-        inner = WindowState(jnp.asarray(0), da_init(step_size), mass_matrix, schedule)
-        # Welford's count and the averaging's step start as Python ints in BlackJAX
-        inner = jax.tree.map(jnp.asarray, inner)
         params = {
             "step_size": step_size,
-            "inverse_mass_matrix": jnp.asarray(covariance, x.dtype),
+            "inverse_mass_matrix": jnp.asarray(
+                mass_matrix.inverse_mass_matrix, x.dtype
+            ),
         }
         if factor:
             params["factor"] = root(params["inverse_mass_matrix"])
+        averaging, schedule = dual_averaging[0](step_size), _schedule(num_steps, walk)
+        inner = WindowState(jnp.asarray(0), averaging, mass_matrix, schedule)
+        # Welford's count and the averaging's step start as Python ints in BlackJAX
+        inner = jax.tree.map(jnp.asarray, inner)
         return AdaptationState(params, unravel(x), *counts, inner)
 
     def update(adapt_state, state, info) -> AdaptationState:
-        step, averaging, mass_matrix, schedule = adapt_state.inner
-        diagonal = mass_matrix.inverse_mass_matrix.ndim == 1
-        _, mm_update, mm_final = mass_matrix_adaptation(diagonal)
-        slow, last = schedule[step]
-        # a NaN acceptance rate (nowhere to go) counts as a rejection
-        averaging = da_update(averaging, jnp.nan_to_num(info.acceptance_rate))
-        mass_matrix = jax.tree.map(
-            lambda new, old: jnp.where(slow, new, old),
-            mm_update(mass_matrix, state.position),
-            mass_matrix,
-        )
-        roots = {k: v for k, v in adapt_state.params.items() if k == "factor"}
-
-        def next_window():
-            new = mm_final(mass_matrix)
-            found = {name: root(new.inverse_mass_matrix) for name in roots}
-            return da_init(da_final(averaging)), new, found
-
-        averaging, mass_matrix, roots = jax.lax.cond(
-            last, next_window, lambda: (averaging, mass_matrix, roots)
-        )
-        params = {
-            "step_size": jnp.exp(averaging.log_step_size),
-            "inverse_mass_matrix": mass_matrix.inverse_mass_matrix,
-            **roots,
-        }
-        inner = WindowState(step + 1, averaging, mass_matrix, schedule)
-        return _like(adapt_state, adapt_state._replace(params=params, inner=inner))
+        return _updated(dual_averaging, adapt_state, state, info)
 
     def final(adapt_state) -> dict:
-        tuned = da_final(adapt_state.inner.dual_averaging)
+        tuned = dual_averaging[2](adapt_state.inner.dual_averaging)
         # without a single update the average is not defined
         ran = adapt_state.inner.step > 0
         step_size = jnp.where(ran, tuned, adapt_state.params["step_size"])
@@ -125,14 +105,46 @@ def window_warmup(
     return Warmup(init, update, final)
 
 
-def _walk_windows(num_steps: int) -> dict[str, int]:
-    """Windows of a size from which correlated draws tell a covariance or a rate."""
-    return {
+def _updated(dual_averaging, adapt_state, state, info) -> AdaptationState:
+    """Learn from one transition; at the end of a window, take over what was learnt."""
+    da_init, da_update, da_final = dual_averaging
+    step, averaging, mass_matrix, schedule = adapt_state.inner
+    diagonal = mass_matrix.inverse_mass_matrix.ndim == 1
+    _, mm_update, mm_final = mass_matrix_adaptation(diagonal)
+    slow, last = schedule[step]
+    # a NaN acceptance rate (nowhere to go) counts as a rejection
+    averaging = da_update(averaging, jnp.nan_to_num(info.acceptance_rate))
+    mass_matrix = select(slow, mm_update(mass_matrix, state.position), mass_matrix)
+    roots = {k: v for k, v in adapt_state.params.items() if k == "factor"}
+
+    def next_window():
+        new = mm_final(mass_matrix)
+        found = {name: root(new.inverse_mass_matrix) for name in roots}
+        return da_init(da_final(averaging)), new, found
+
+    averaging, mass_matrix, roots = jax.lax.cond(
+        last, next_window, lambda: (averaging, mass_matrix, roots)
+    )
+    params = {
+        "step_size": jnp.exp(averaging.log_step_size),
+        "inverse_mass_matrix": mass_matrix.inverse_mass_matrix,
+        **roots,
+    }
+    inner = WindowState(step + 1, averaging, mass_matrix, schedule)
+    return _like(adapt_state, adapt_state._replace(params=params, inner=inner))
+
+
+def _schedule(num_steps: int, walk: bool) -> jax.Array:
+    """Stan's windows; a walk has longer ones, from which correlated draws tell a
+    covariance or an acceptance rate."""
+    sizes = {
         "first_window_size": max(25, num_steps // 4),
         "final_buffer_size": max(50, num_steps // 5),
     }
+    schedule = build_schedule(num_steps, **(sizes if walk else {}))
+    return jnp.asarray(schedule, jnp.int32).reshape(-1, 2)
 
 
 def _like(old, new):
-    """`new` with the array types of `old`, so that it can be a loop's carry."""
+    """Give `new` the array types of `old`, so that it can be a loop's carry."""
     return jax.tree.map(lambda o, n: jnp.asarray(n, o.dtype), old, new)

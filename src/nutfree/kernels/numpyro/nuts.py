@@ -1,4 +1,4 @@
-"""NUTS as NumPyro has it: what every other kernel is compared with.
+"""NumPyro's No-U-Turn sampler: what every other kernel is compared with.
 
 Reference: Hoffman and Gelman, JMLR 15, 2014.
 """
@@ -13,11 +13,9 @@ from nutfree.registry import KernelSpec, option
 
 @dataclass(frozen=True)
 class NUTSOptions:
-    """Those that have a range; NumPyro's others are passed on as they are."""
+    """The options that have a range; NumPyro's others are passed on as they are."""
 
-    step_size: float | None = option(
-        None, "first step size, of which warm-up makes the last", gt=0
-    )
+    step_size: float | None = option(None, "initial step size; warm-up adapts it", gt=0)
     target_accept_prob: float = option(
         0.8, "acceptance probability that warm-up aims at", gt=0, lt=1
     )

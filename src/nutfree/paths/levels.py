@@ -76,11 +76,12 @@ class LevelOptions:
 
 def level_walk(options: LevelOptions, slow: Callable[[jax.Array], Slow]) -> Callable:
     """Return the walk for `base.path_kernel`, with `slow(levels)` as its dynamics."""
-    stiff = options.fast == "sk_rock"
-    num_stages = options.num_stages if stiff else 0
-    step_size = SK_ROCK_SHARE * skrock.reach(num_stages) if stiff else FAST_STEP_SIZE
-    heavy = options.base == "student_t"
-    degrees_of_freedom = options.degrees_of_freedom if heavy else None
+    num_stages = {"langevin": 0, "sk_rock": options.num_stages}[options.fast]
+    step_size = (
+        SK_ROCK_SHARE * skrock.reach(num_stages) if num_stages else FAST_STEP_SIZE
+    )
+    tails = {"gaussian": None, "student_t": options.degrees_of_freedom}
+    degrees_of_freedom = tails[options.base]
     from_modes = options.restart == "modes"
 
     def walk(rng_key, posterior: Posterior) -> tuple[jax.Array, jax.Array]:

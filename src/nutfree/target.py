@@ -180,3 +180,15 @@ def require(target: Target, needs: tuple[str, ...], kernel: str) -> None:
                 f"The kernel '{kernel}' needs a target with '{part}', and this one has "
                 f"none. To add it: {advice}"
             )
+
+
+def has_gradient(target: Target) -> bool:
+    """Whether JAX can differentiate the log density, at `target.position`.
+
+    It cannot through a `pure_callback` or a `while_loop`.
+    """
+    try:
+        jax.eval_shape(jax.grad(target.logdensity_fn), target.position)
+    except ValueError:
+        return False
+    return True

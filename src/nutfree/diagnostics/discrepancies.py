@@ -213,12 +213,30 @@ class ScoreMoments(NamedTuple):
     """Mean of the score, zero under the target, in standard errors; shape ``(d,)``."""
     scale: NDArray
     """Mean of ``(x − mean) s``, −1 under the target, in standard errors; ``(d,)``."""
+    spread: float
+    """The mean of that over all coordinates, in standard errors."""
+    location_error: NDArray
+    """Standard error of a coordinate's mean, in standard deviations; ``(d,)``."""
+    scale_error: NDArray
+    """Standard error of the logarithm of a coordinate's variance; ``(d,)``."""
 
     @property
     def worst(self) -> float:
         """The largest of all, without its sign."""
-        both = np.abs(np.concatenate([self.location, self.scale]))
+        both = np.abs(np.concatenate([self.location, self.scale, [self.spread]]))
         return float(np.max(both, initial=0.0))
+
+    def limit(self, level: float = 1e-3) -> float:
+        """What `worst` exceeds with probability ``level`` under the target."""
+        tests = len(self.location) + len(self.scale) + 1
+        return float(stats.norm.isf(0.5 * level / tests))
+
+    def power(self, level: float = 1e-3) -> tuple[float, float]:
+        """The errors of a mean, in sds, and of a sd, as a part of it, that `worst`
+        finds nine times in ten, in the coordinate where they are largest."""
+        reach = self.limit(level) + float(stats.norm.ppf(0.9))
+        mean = reach * float(np.max(self.location_error, initial=0.0))
+        return mean, np.expm1(0.5 * reach * float(np.max(self.scale_error, initial=0)))
 
 
 def score_moments(draws: ArrayLike, scores: ArrayLike) -> ScoreMoments:
@@ -229,12 +247,13 @@ def score_moments(draws: ArrayLike, scores: ArrayLike) -> ScoreMoments:
     wide, the second is :math:`-a^2`.
 
     Args:
-        draws: array ``(n, d)``, nearly independent: thin a chain to about its
-            effective sample size first. Rows that are not finite are left out.
-        scores: array ``(n, d)``, the gradient of the log density at each.
+        draws: array ``(n, d)`` of independent draws, or ``(chains, n, d)`` of chains,
+            whose autocorrelation enters the standard errors. Draws that are not
+            finite are left out, in chains with those of the same time.
+        scores: the gradient of the log density at each, of the same shape.
 
     Returns:
-        A :class:`ScoreMoments`; NaN where fewer than three rows are finite.
+        A :class:`ScoreMoments`; NaN where fewer than three draws are finite.
 
     Example:
         >>> import numpy as np
@@ -245,30 +264,58 @@ def score_moments(draws: ArrayLike, scores: ArrayLike) -> ScoreMoments:
         True
     """
     x, s = np.asarray(draws, np.float64), np.asarray(scores, np.float64)
-    if x.shape != s.shape or x.ndim != 2:
-        raise ValueError(f"draws {x.shape} and scores {s.shape} must be one (n, d)")
-    finite = np.isfinite(x).all(1) & np.isfinite(s).all(1)
-    x, s = x[finite], s[finite]
-    if len(x) < 3:
-        nothing = np.full(x.shape[1], np.nan)
-        return ScoreMoments(nothing, nothing)
+    if x.shape != s.shape or x.ndim not in (2, 3):
+        raise ValueError(
+            f"draws {x.shape} and scores {s.shape} must be one (n, d) or (chains, n, d)"
+        )
+    chains = x.ndim == 3
+    finite = np.isfinite(x).all(-1) & np.isfinite(s).all(-1)
+    keep = finite.all(0) if chains else finite
+    x, s = x[..., keep, :], s[..., keep, :]
+    dim, number = x.shape[-1], x.size // max(x.shape[-1], 1)
+    if number < 3:
+        nothing = np.full(dim, np.nan)
+        return ScoreMoments(nothing, nothing, np.nan, nothing, nothing)
+    over = tuple(range(x.ndim - 1))
+    centred = x - x.mean(over)
+    sd = centred.std(over)
 
-    def mean_and_error(terms: NDArray) -> tuple[NDArray, NDArray]:
-        error = terms.std(0, ddof=1) / np.sqrt(len(terms))
-        return terms.mean(0), np.maximum(error, np.finfo(float).tiny)
+    def mean_error_and_size(terms: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+        size = effective_sizes(terms) if chains else np.full(terms.shape[-1], number)
+        error = terms.std(over, ddof=0) / np.sqrt(np.maximum(size - 1, 1))
+        return terms.mean(over), np.maximum(error, np.finfo(float).tiny), size
 
-    mean, error = mean_and_error(s)
-    location = mean / error
-    mean, error = mean_and_error(-(x - x.mean(0)) * s)
-    # of the logarithm, whose error depends less on the value; where it has none, plain
+    mean, error, size = mean_error_and_size(s)
+    location, location_error = _normal(mean / error, size), error * sd
+    mean, error, size = mean_error_and_size(-centred * s)
+    scale, scale_error = _normal(-_of_logarithm(mean, error), size), error / mean
+    mean, error, size = mean_error_and_size(-(centred * s).mean(-1, keepdims=True))
+    spread = _normal(-_of_logarithm(mean, error), size)[0]
+    return ScoreMoments(location, scale, float(spread), location_error, scale_error)
+
+
+def effective_sizes(terms: NDArray) -> NDArray:
+    """Effective sample size of each series of ``(chains, n, k)``, at least 2."""
+    from arviz_stats.base import array_stats
+
+    number = terms.shape[0] * terms.shape[1]
+    if terms.shape[1] < 8:
+        return np.full(terms.shape[-1], float(number))
+    with np.errstate(all="ignore"):
+        size = array_stats.ess(terms, chain_axis=0, draw_axis=1, method="mean")
+    return np.clip(np.nan_to_num(np.asarray(size), nan=2.0), 2.0, number)
+
+
+def _of_logarithm(mean: NDArray, error: NDArray) -> NDArray:
+    """How far means are from one, in standard errors: those of the logarithm, whose
+    error depends less on the value; where there is none, plain."""
     positive = np.where(mean > 0, mean, 1.0)
-    scale = np.where(mean > 0, np.log(positive) * positive, mean - 1.0) / error
-    return ScoreMoments(_normal(location, len(x)), _normal(-scale, len(x)))
+    return np.where(mean > 0, np.log(positive) * positive, mean - 1.0) / error
 
 
-def _normal(studentised: NDArray, n: int) -> NDArray:
-    """Normal quantiles of t statistics of n draws."""
-    tail = np.maximum(stats.t.sf(np.abs(studentised), n - 1), 1e-300)
+def _normal(studentised: NDArray, size: NDArray) -> NDArray:
+    """Normal quantiles of t statistics of that many draws."""
+    tail = np.maximum(stats.t.sf(np.abs(studentised), size - 1), 1e-300)
     return np.sign(studentised) * stats.norm.isf(tail)
 
 

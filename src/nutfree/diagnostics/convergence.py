@@ -1,0 +1,155 @@
+"""Whether a run's chains are finite, have moved, and agree with each other."""
+
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from nutfree.diagnostics.limits import (
+    GOOD_ESS_PER_CHAIN,
+    GOOD_R_HAT,
+    MAX_DIVERGENT,
+    MAX_R_HAT,
+    MIN_ESS,
+)
+
+
+class Convergence(NamedTuple):
+    """What the draws of a run say of themselves.
+
+    ess_bulk, ess_tail, r_hat
+        Of the worst parameter; NaN where it is not defined, as R-hat of one chain is.
+    not_finite
+        Draws that are NaN or infinite, by site; sites without any are left out.
+    unmoved
+        Chains of which every parameter has the same value in every draw.
+    divergent
+        Share of the transitions that diverged; NaN where that was not recorded.
+    """
+
+    ess_bulk: float
+    ess_tail: float
+    r_hat: float
+    not_finite: dict[str, int]
+    unmoved: list[int]
+    divergent: float
+
+    def problems(self) -> list[str]:
+        """What forbids every use of the draws, worst first."""
+        found = []
+        if self.not_finite:
+            listed = ", ".join(f"{n:,} of '{k}'" for k, n in self.not_finite.items())
+            found.append(f"draws that are not finite: {listed}")
+        if self.unmoved:
+            listed = ", ".join(str(chain) for chain in self.unmoved)
+            found.append(f"never moved: chain {listed}")
+        if self.r_hat > MAX_R_HAT:
+            found.append(f"chains disagree (R-hat {self.r_hat:.2f})")
+        if self.divergent > MAX_DIVERGENT:
+            found.append(f"{self.divergent:.0%} of transitions diverge")
+        if self.ess_bulk < MIN_ESS:
+            found.append(f"too few draws (effective sample {self.ess_bulk:.0f})")
+        return found
+
+    def caveats(self, num_chains: int) -> list[str]:
+        """What forbids some uses of draws against which there are no problems."""
+        doubts = []
+        if self.r_hat > GOOD_R_HAT:
+            doubts.append(f"R-hat {self.r_hat:.3f}")
+        least = min(self.ess_bulk, self.ess_tail) / num_chains
+        if least < GOOD_ESS_PER_CHAIN:
+            doubts.append(f"effective sample {least:.0f} a chain")
+        if not doubts:
+            return []
+        return [f"usable for means, not for tails ({', '.join(doubts)})"]
+
+
+def convergence(posterior: xr.Dataset, stats: xr.Dataset | None = None) -> Convergence:
+    """Look at the draws of a run, with dimensions chain and draw.
+
+    Args:
+        posterior: the sampled sites.
+        stats: sample statistics; `diverging` is read.
+
+    Example:
+        >>> import numpy as np, xarray as xr
+        >>> draws = np.random.default_rng(0).normal(size=(4, 500))
+        >>> run = xr.Dataset({"x": (("chain", "draw"), draws)})
+        >>> convergence(run).problems()
+        []
+        >>> run["x"][0, 3] = np.nan
+        >>> convergence(run).problems()
+        ["draws that are not finite: 1 of 'x'"]
+    """
+    not_finite = {
+        str(name): count
+        for name, site in posterior.items()
+        if (count := int(np.sum(~np.isfinite(site.values))))
+    }
+    return Convergence(
+        **_worst(posterior, broken=bool(not_finite)),
+        not_finite=not_finite,
+        unmoved=_unmoved(posterior),
+        divergent=_divergent(stats),
+    )
+
+
+def _worst(posterior: xr.Dataset, broken: bool) -> dict[str, float]:
+    """ESS and R-hat of the worst parameter; those of constants are left out."""
+    import arviz_stats
+
+    nan = float("nan")
+    if broken or not posterior.sizes.get("draw") or not len(posterior.data_vars):
+        return {"ess_bulk": nan, "ess_tail": nan, "r_hat": nan}
+    moves = {
+        name: (site.max(("chain", "draw")) > site.min(("chain", "draw"))).values
+        for name, site in posterior.items()
+    }
+
+    def values(dataset: xr.Dataset) -> np.ndarray:
+        parts = [dataset[name].values[moves[name]] for name in dataset.data_vars]
+        return np.concatenate([np.ravel(part) for part in parts])
+
+    with np.errstate(all="ignore"):
+        bulk = values(arviz_stats.ess(posterior, method="bulk"))
+        tail = values(arviz_stats.ess(posterior, method="tail"))
+        hats = values(arviz_stats.rhat(posterior))
+    return {
+        "ess_bulk": float(np.min(bulk)) if bulk.size else nan,
+        "ess_tail": float(np.min(tail)) if tail.size else nan,
+        "r_hat": float(np.max(hats)) if hats.size else nan,
+    }
+
+
+def _unmoved(posterior: xr.Dataset) -> list[int]:
+    if posterior.sizes.get("draw", 0) < 2:
+        return []
+    still = [
+        (site == site.isel(draw=0))
+        .all([dim for dim in site.dims if dim != "chain"])
+        .values
+        for site in posterior.values()
+    ]
+    return [int(chain) for chain in np.flatnonzero(np.all(still, axis=0))]
+
+
+def _divergent(stats: xr.Dataset | None) -> float:
+    if stats is None or "diverging" not in stats:
+        return float("nan")
+    return float(stats["diverging"].mean())
+
+
+def short_verdict(tree: xr.DataTree) -> str:
+    """What a finished run itself says against its draws, in a sentence; else empty."""
+    stats = (
+        tree["sample_stats"].to_dataset() if "sample_stats" in tree.children else None
+    )
+    run = convergence(tree["posterior"].to_dataset(), stats)
+    # a short run is its user's choice
+    found = run._replace(ess_bulk=float("nan")).problems()
+    if not found:
+        return ""
+    return (
+        f"Something speaks against these draws: {'; '.join(found)}. "
+        "nutfree.check(tree, model, ...) says more."
+    )

@@ -47,6 +47,7 @@ __all__ = [
     "UnknownKernel",
     "UnsupportedModel",
     "as_target",
+    "check",
     "compare",
     "cross_check",
     "federated",
@@ -64,7 +65,7 @@ __all__ = [
 ]
 
 
-_REPORT = ("compare", "cross_check", "recommend", "to_arviz")
+_REPORT = ("check", "compare", "cross_check", "recommend", "to_arviz")
 
 
 def __getattr__(name: str):

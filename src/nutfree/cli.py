@@ -307,13 +307,19 @@ def compare(
 
 
 @app.command()
-def recommend(file: File, seed: Seed = 0) -> None:
+def recommend(
+    file: File,
+    seed: Seed = 0,
+    everything: Annotated[
+        bool, typer.Option("--all", help="List every kernel, not five.")
+    ] = False,
+) -> None:
     """Say which kernels suit a model file, without sampling."""
     with _plain_errors():
         from nutfree.report import recommend as run
 
         model, args, kwargs = _load(file)
-        _show(run(model, *args, seed=seed, **kwargs))
+        _show(run(model, *args, seed=seed, all_kernels=everything, **kwargs))
 
 
 def main() -> None:

@@ -14,7 +14,10 @@ class Facts:
         num_owners: data owners; 0 without any.
         non_smooth: latent sites at which the density has kinks.
         bounded: latent sites whose support has a boundary.
-        has_gradient: whether reverse-mode differentiation gives a finite gradient.
+        has_gradient: whether the log density can be differentiated.
+        jumps: whether the log density was seen to jump.
+        has_gaussian_prior: whether the prior is Gaussian on the sampling space.
+        centred: latent sites whose scale is another latent site, with that.
         num_modes: separate optima of comparable mass; None where none were looked for.
     """
 
@@ -24,6 +27,9 @@ class Facts:
     non_smooth: tuple[str, ...] = ()
     bounded: tuple[str, ...] = ()
     has_gradient: bool = True
+    jumps: bool = False
+    has_gaussian_prior: bool = False
+    centred: tuple[tuple[str, str], ...] = ()
     num_modes: int | None = None
 
     #: From so many rows on, a pass over all of them a step is worth avoiding.
@@ -42,13 +48,17 @@ class Fit(NamedTuple):
     """How promising a kernel is on a posterior, and why.
 
     score
-        1 is NUTS where nothing speaks against it.
+        1 is NUTS where nothing speaks against it; 0 does not fit.
     why
         A clause for people to read.
     """
 
     score: float
     why: str
+
+    @property
+    def fits(self) -> bool:
+        return self.score > 0
 
 
 def unknown(facts: Facts) -> Fit:
@@ -67,7 +77,7 @@ def separate_modes(facts: Facts) -> Fit:
     """The fit of a kernel that moves between separate modes."""
     if facts.has_many_modes:
         return Fit(2.2, f"{facts.num_modes} separate modes: it moves between them")
-    seen = "not probed" if facts.num_modes is None else "no separate modes were found"
+    seen = "not counted" if facts.num_modes is None else "no separate modes were found"
     return Fit(0.7, f"for separate modes; {seen}")
 
 
@@ -76,6 +86,13 @@ def no_gradient(facts: Facts) -> Fit:
     if facts.has_gradient:
         return Fit(0.3, "needs no gradient, but there is one to use")
     return Fit(3.0, "needs no gradient, and there is none")
+
+
+def gaussian_prior(facts: Facts) -> Fit:
+    """The fit of a kernel that needs a Gaussian prior, and no gradient."""
+    if not facts.has_gaussian_prior:
+        return Fit(0.0, "for a Gaussian prior on the sampling space, which this is not")
+    return no_gradient(facts)
 
 
 def many_rows(facts: Facts) -> Fit:
@@ -90,6 +107,8 @@ def many_rows(facts: Facts) -> Fit:
 
 def several_owners(facts: Facts) -> Fit:
     """The fit of a kernel that moves no row away from its owner."""
+    if facts.num_owners < 2:
+        return Fit(0.0, "for data of several owners, and these have one")
     return Fit(2.5, f"the data stay with their {facts.num_owners} owners")
 
 
@@ -113,10 +132,19 @@ def smooth(facts: Facts) -> Fit:
         against.append(f"every step passes over {facts.num_data:,} rows")
     if facts.num_owners:
         against.append("it pools the rows of all owners")
+    if facts.jumps:
+        against.append("the log density jumps, which its gradient does not show")
     if facts.non_smooth:
         against.append(f"not smooth in {', '.join(facts.non_smooth)}")
+    against += [
+        f"'{site}' is centred on its scale '{scale}', which makes a funnel where the "
+        "data say little: write it non-centred, numpyro.handlers.reparam(model, "
+        f"config={{'{site}': LocScaleReparam(0)}})"
+        for site, scale in facts.centred
+    ]
     if against:
         return Fit(0.9, "the reference, but " + "; ".join(against))
-    seen = "modes were not probed" if facts.num_modes is None else "one mode was found"
+    modes = facts.num_modes
+    seen = "modes were not counted" if modes is None else "one mode was found"
     why = f"smooth, {facts.dim} dimensions, {seen}: nothing speaks against it"
     return Fit(1.0, why)

@@ -13,10 +13,10 @@ import xarray as xr
 import nutfree as nf
 from nutfree.diagnostics.discrepancies import scores
 from nutfree.diagnostics.subsample import minibatch_scores, surrogate
+from nutfree.report import exact_draws, kernel_stein_discrepancy
 from nutfree.report import judge as judging
-from nutfree.report import kernel_stein_discrepancy
 from nutfree.report.cross_check import cross_check
-from nutfree.report.judge import exact_draws, judge
+from nutfree.report.judge import judge
 
 N, DIM = 20_000, 3
 

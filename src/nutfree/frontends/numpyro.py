@@ -42,7 +42,15 @@ from nutfree.frontends.windows import (
 from nutfree.numerics.evaluation import is_finite
 from nutfree.numerics.programs import jitted
 from nutfree.numerics.proximal import LaplaceTerm
-from nutfree.target import LogDensity, Minibatch, Position, Prior, Split, Target
+from nutfree.target import (
+    LogDensity,
+    Minibatch,
+    Position,
+    Prior,
+    Split,
+    Target,
+    has_gradient,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,8 +309,12 @@ def model_target(
     """
     frontend = analyse(model, args, kwargs, plate=plate)
     rng_key = jax.random.key(0) if rng_key is None else rng_key
-    position = frontend.starter(args, kwargs)(rng_key)
-    return replace(frontend.build(args, kwargs), position=position)
+    target = frontend.build(args, kwargs)
+    origin = {name: jnp.zeros(shape) for name, shape in frontend.shapes.items()}
+    # one without a gradient is for the kernels that need none
+    gradient = has_gradient(replace(target, position=origin))
+    position = frontend.starter(args, kwargs, validate_grad=gradient)(rng_key)
+    return replace(target, position=position)
 
 
 def _shard(model: Callable, num_owners: int) -> Target:

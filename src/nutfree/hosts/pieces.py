@@ -56,6 +56,8 @@ class PiecewiseMCMC(MCMC):
         feeds: how many times the data in memory have been changed for others.
         interrupted: whether Ctrl-C ended the last run before its last draw.
         seconds: its wall time, compilation included.
+        phases: wall time of its parts: setup, which is the search for a start, the
+            pilot and compilation; warm-up; and sampling.
         warmup_grad_evals: gradients spent before its first draw, over all chains.
     """
 
@@ -64,6 +66,7 @@ class PiecewiseMCMC(MCMC):
     interrupted: bool = False
     feeds: int = 0
     seconds: float = math.nan
+    phases: Mapping[str, Any] = MappingProxyType({})
     warmup_grad_evals: float = math.nan
     #: What a subclass has to say about its run.
     extra_attrs: Mapping[str, Any] = MappingProxyType({})
@@ -100,6 +103,9 @@ class PiecewiseMCMC(MCMC):
                 )
         self.warmup_grad_evals = done.warmup_grad_evals
         before = done.seconds
+        # no transitions: the program that makes them is compiled
+        state, _ = jax.block_until_ready(piece(state, 0, 1))
+        done.setup_seconds += time.perf_counter() - begin
 
         def keep(state, made):
             done.seconds = before + time.perf_counter() - begin
@@ -114,12 +120,15 @@ class PiecewiseMCMC(MCMC):
             disable=not self.progress_bar,
         )
         try:
+            mark = time.perf_counter()
             for n in _cut(self.num_warmup - done.warmup, size):
                 state, made = jax.block_until_ready(piece(state, n, 1))
                 done.warmup += n
                 done.warmup_steps += float(np.sum(made.get("num_steps", math.nan)))
                 keep(state, None)
                 bar.update(n)
+                done.warmup_seconds += time.perf_counter() - mark
+                mark = time.perf_counter()
             bar.set_description("sample")
             if not done.draws:
                 self._warmup_state = state
@@ -133,6 +142,8 @@ class PiecewiseMCMC(MCMC):
                 made = jax.tree.map(partial(self._of_chains, n=n), jax.device_get(made))
                 draws.append(made)
                 done.draws += n * lanes
+                done.sampling_seconds += time.perf_counter() - mark
+                mark = time.perf_counter()
                 keep(state, made)
                 bar.update(n * lanes * self.thinning)
         except KeyboardInterrupt:
@@ -152,6 +163,11 @@ class PiecewiseMCMC(MCMC):
         self._states_flat = None
         self._last_state = self._in_one(state)
         self.seconds = before + time.perf_counter() - begin
+        self.phases = {
+            "setup_seconds": done.setup_seconds,
+            "warmup_seconds": done.warmup_seconds,
+            "sampling_seconds": done.sampling_seconds,
+        }
 
     def _resume_or_begin(self, rng_key, init_params, extra_fields):
         """The checkpoint, if there is to be one, and the state to go on from."""
@@ -339,13 +355,20 @@ class PiecewiseMCMC(MCMC):
 
 @dataclass
 class _Progress:
-    """How far a run is: transitions of warm-up, draws, and what they took."""
+    """How far a run is: transitions of warm-up, draws, and what they took.
+
+    `seconds` is wall time in all, `setup_seconds` until the first transition, and the
+    other two are that of the transitions of either kind.
+    """
 
     warmup: int = 0
     draws: int = 0
     warmup_steps: float = 0.0
     warmup_grad_evals: float = math.nan
     seconds: float = 0.0
+    setup_seconds: float = 0.0
+    warmup_seconds: float = 0.0
+    sampling_seconds: float = 0.0
     feeds: int = 0
 
 

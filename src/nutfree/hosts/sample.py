@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import jax
 from numpyro.infer.ensemble import EnsembleSampler
 from numpyro.infer.mcmc import MCMCKernel
 
+from nutfree.diagnostics.convergence import short_verdict
 from nutfree.errors import InvalidOption, NutfreeError
 from nutfree.frontends.disk import DiskRows
 from nutfree.frontends.windows import find
@@ -97,8 +99,9 @@ def sample(
             that is faster with more to do at once.
 
     Returns:
-        An `xarray.DataTree` as `nutfree.to_arviz` makes it. Ctrl-C ends the run with
-        the draws made so far and a warning.
+        An `xarray.DataTree` as `nutfree.to_arviz` makes it. Where draws are not finite,
+        chains disagree or transitions diverge, a warning says so. Ctrl-C ends the run
+        with the draws made so far and a warning.
 
     Raises:
         InvalidOption: for a setting that makes no run, a field that the kernel's state
@@ -168,8 +171,11 @@ def sample(
         interrupted=mcmc.interrupted,
         warmup_grad_evals=mcmc.warmup_grad_evals,
         seed=seed,
+        **mcmc.phases,
         **mcmc.extra_attrs,
     )
     if streamed and "observed_data" in tree:
         del tree["observed_data"]  # some rows of many
+    if said := short_verdict(tree):
+        warnings.warn(said, stacklevel=3)
     return tree

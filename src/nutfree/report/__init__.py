@@ -12,6 +12,8 @@ from nutfree.diagnostics.discrepancies import (
     total_variation,
 )
 from nutfree.diagnostics.subsample import minibatch_scores
+from nutfree.report.check import check
+from nutfree.report.checks import exact_draws
 from nutfree.report.compare import Comparison, compare
 from nutfree.report.cross_check import CrossCheck, cross_check
 from nutfree.report.plots import (
@@ -22,6 +24,7 @@ from nutfree.report.plots import (
     plot_trace,
 )
 from nutfree.report.recommend import recommend
+from nutfree.report.verdict import Verdict
 
 __all__ = [
     "Comparison",
@@ -29,9 +32,12 @@ __all__ = [
     "ModeAgreement",
     "ScoreMoments",
     "SteinDiscrepancy",
+    "Verdict",
+    "check",
     "compare",
     "cross_check",
     "entropic_w2",
+    "exact_draws",
     "kernel_stein_discrepancy",
     "minibatch_scores",
     "mode_weights",

@@ -1,7 +1,7 @@
 """Several kernels on one model: a table, a verdict each, and which one to use."""
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -11,22 +11,24 @@ from numpyro.infer.mcmc import MCMCKernel
 
 from nutfree.errors import NutfreeError
 from nutfree.numerics.programs import in_full_precision
+from nutfree.registry import KernelSpec
 from nutfree.report.entries import (
+    Failure,
     KernelLike,
     build,
+    folder_of,
     labelled,
-    one_by_one,
     options_of,
-    run,
+    run_all,
     spec_of,
 )
 from nutfree.report.findings import Findings
-from nutfree.report.judge import Evidence, judge
+from nutfree.report.judge import judge
+from nutfree.report.verdict import Verdict, not_judged
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
 
 __all__ = ["Comparison", "compare"]
 
@@ -38,12 +40,17 @@ COLUMNS = (
     "divergences",
     "grad_evals",
     "density_evals",
+    "setup_seconds",
+    "warmup_seconds",
+    "sampling_seconds",
     "seconds",
+    "seconds_to_400",
     "ess_per_grad",
     "ess_per_second",
     "ksd",
     "ksd_floor",
     "score_z",
+    "score_z_limit",
     "mode_tv",
     "mode_tv_floor",
     "predicted_inflation",
@@ -51,8 +58,12 @@ COLUMNS = (
     "log_evidence",
     "log_evidence_se",
 )
+#: Columns in which an empty cell is a check that was not made.
+CHECKED = ("r_hat", "ess_bulk", "ess_tail", "divergences", "ksd", "score_z", "mode_tv")
 #: A kernel within this factor of the fastest is as good: seconds are noisy.
 AS_GOOD = 0.9
+#: An exact kernel is preferred to a biased one that is faster by less than this.
+EXACT_IS_WORTH = 2.0
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,15 +85,34 @@ class Comparison(Findings):
         return path
 
     def __repr__(self) -> str:
-        shown = self.table.drop(columns="verdict").dropna(axis=1, how="all")
         verdicts = "\n".join(f"{k}: {v}" for k, v in self.table["verdict"].items())
-        numbers = shown.to_string(float_format=lambda x: f"{x:.3g}")
-        return f"{numbers}\n\n{verdicts}\n\n{self.recommendation}"
+        return (
+            f"{as_text(self.table).to_string()}\n\n{verdicts}\n\n{self.recommendation}"
+        )
 
     def _repr_html_(self) -> str:
         from nutfree.report.html import table_html
 
         return f"<p><b>{escape(self.recommendation)}</b></p>{table_html(self.table)}"
+
+
+def as_text(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The figures for people to read: columns that nothing fills are left out, and a
+    check that was not made says so."""
+    ran = table["seconds"].notna() | table["ess_bulk"].notna()
+    shown = table.drop(columns="verdict")
+    shown = shown[[c for c in shown if shown[c].notna().any() or c in CHECKED]]
+
+    def cell(name: Any, column: str, value: float) -> str:
+        if value == value:
+            return f"{value:.3g}"
+        return "not checked" if column in CHECKED and ran[name] else ""
+
+    text = {
+        column: [cell(name, column, value) for name, value in shown[column].items()]
+        for column in shown
+    }
+    return type(table)(text, index=table.index)
 
 
 @in_full_precision
@@ -99,16 +129,20 @@ def compare(
     num_chains: int = 4,
     seed: int = 0,
     progress_bar: bool = True,
-    executor: Executor | None = None,
+    executor: Any = None,
+    timeout: float | None = None,
+    checkpoint: str | Path | None = None,
     **kwargs: Any,
 ) -> Comparison:
     """Run several kernels on a model and say which to use, and why.
 
-    A run is set aside when its chains disagree, when its draws do not fit the score of
-    the posterior, when its chains weigh the modes differently, when more than 1 % of
-    its transitions diverge, or when it never visited a mode that a sound run holds.
-    Among the others the one with the most effective draws a second is recommended;
-    NUTS, wherever it is sound and at least as good.
+    A run is set aside when draws are not finite, its chains disagree, its draws do not
+    fit the score of the posterior, its chains weigh the modes differently, more than
+    1 % of its transitions diverge, or it never visited a mode that a search finds or a
+    sound run holds; where two runs weigh the modes differently, neither is recommended.
+    Among the others the one whose first 400 effective draws take the least time, all
+    told, is recommended: an exact kernel, unless a biased one is twice as fast, and
+    NUTS wherever it is at least as good.
 
     Args:
         model: a NumPyro model.
@@ -118,11 +152,17 @@ def compare(
         num_warmup, num_samples, num_chains: of each run.
         seed: of each run.
         progress_bar: whether each run shows one.
-        executor: any ``concurrent.futures`` executor, to run kernels at the same time.
-            Seconds are then comparable only if each has a machine of its own.
+        executor: runs kernels at the same time: a ``concurrent.futures`` executor of
+            processes, a ``dask.distributed.Client``, or the module ``ray`` after
+            ``ray.init()``. Seconds are then comparable only if each has a machine of
+            its own.
+        timeout: seconds that an executor's kernel may take; then its row says so.
+        checkpoint: a folder. The same call goes on there where a crash or an interrupt
+            ended it.
 
     Returns:
-        A :class:`Comparison`.
+        A :class:`Comparison`. A kernel that fails has a row with the reason, and its
+        traceback in ``errors``.
 
     Raises:
         UnknownKernel, InvalidOption: for a kernel, option or setting that does not
@@ -162,67 +202,114 @@ def compare(
         "progress_bar": progress_bar,
     }
     jobs = {
-        name: (model, entry, args, {**kwargs, **settings})
+        name: (
+            model,
+            entry,
+            args,
+            {**kwargs, **settings, "checkpoint": folder_of(checkpoint, name)},
+        )
         for name, entry in entries.items()
     }
-    if executor is None:
-        results = one_by_one(jobs)
-    else:
-        futures = {name: executor.submit(run, *job) for name, job in jobs.items()}
-        results = {name: future.result() for name, future in futures.items()}
-    trees = {k: r for k, r in results.items() if not isinstance(r, str)}
-    failed = {k: r for k, r in results.items() if isinstance(r, str)}
+    results = run_all(jobs, executor, timeout)
+    trees = {k: r for k, r in results.items() if not isinstance(r, Failure)}
+    failed = {k: r for k, r in results.items() if isinstance(r, Failure)}
     if not trees:
-        reasons = "\n".join(f"- {name} {why}" for name, why in failed.items())
+        reasons = "\n".join(f"- {name} {why.reason}" for name, why in failed.items())
         raise NutfreeError(f"No kernel could run on this model:\n{reasons}")
-    evidence = judge(trees, target)
-    best, sentence = recommendation(evidence)
+    specs = {k: s for k, e in entries.items() if (s := spec_of(e)) is not None}
+    errors = {name: why.traceback for name, why in failed.items()}
+    try:
+        verdicts = judge(trees, target)
+        best, sentence = recommendation(verdicts, specs)
+    # whatever happens to the judging, Ctrl-C included, the runs are kept: what has been
+    # drawn, perhaps in hours, is in `trees`
+    except (Exception, KeyboardInterrupt) as error:
+        why = "interrupted" if isinstance(error, KeyboardInterrupt) else repr(error)
+        errors["the judging"] = traceback.format_exc()
+        verdicts = {name: not_judged(why) for name in trees}
+        best = None
+        sentence = (
+            f"The runs were not judged ({why}). Their draws are in .trees; "
+            "nutfree.check(tree, model, ...) judges one of them."
+        )
     return Comparison(
-        table=_table(entries, evidence, failed),
+        table=_table(entries, verdicts, failed, specs),
         trees=trees,
         best=best,
         recommendation=sentence,
-        evidence=evidence,
+        verdicts=verdicts,
+        errors=errors,
         options={name: options_of(entry) for name, entry in entries.items()},
-        specs={k: s for k, e in entries.items() if (s := spec_of(e)) is not None},
+        specs=specs,
         target=target,
     )
 
 
-def recommendation(evidence: Mapping[str, Evidence]) -> tuple[str | None, str]:
-    """The kernel to use and a sentence why, from what `judge` found.
+def recommendation(
+    verdicts: Mapping[str, Verdict], specs: Mapping[str, KernelSpec] | None = None
+) -> tuple[str | None, str]:
+    """The kernel to use and a sentence why.
+
+    Args:
+        verdicts: by label, what `judge` found.
+        specs: by label, what the registry knows of the kernel.
 
     Returns:
         ``(name, sentence)``; the name is None where no run can be trusted.
     """
-    sound = {name: e.figures for name, e in evidence.items() if e.valid}
+    specs = specs or {}
+    sound = {name: v.figures for name, v in verdicts.items() if v.sound}
     aside = [
-        f"{name} was set aside: {e.problems[0]}."
-        for name, e in evidence.items()
-        if not e.valid
+        f"{name} was set aside: {v.problems[0]}."
+        for name, v in verdicts.items()
+        if v.problems
+    ]
+    aside += [
+        f"{name} was not checked: {', '.join(v.not_checked)}."
+        for name, v in verdicts.items()
+        if not v.problems and not v.sound
     ]
     noted = [
         f"Look again: {name} {note}, which itself was set aside."
-        for name, e in evidence.items()
-        if e.valid
-        for note in e.notes
+        for name, v in verdicts.items()
+        if v.sound
+        for note in v.notes
     ]
     if not sound:
-        advice = "Run longer, or try kernels that nutfree.recommend(model) names."
+        advice = (
+            "Run longer and with more chains, or try kernels that "
+            "nutfree.recommend(model) names."
+        )
         return None, " ".join(["No run can be trusted.", *aside, advice])
-    rate = {name: f["ess_per_second"] for name, f in sound.items()}
-    fastest = max(rate.values())
-    close = [name for name in sound if rate[name] >= AS_GOOD * fastest] or list(sound)
+    cost = {name: _cost(f, specs.get(name)) for name, f in sound.items()}
+    least = min(cost.values())
+    close = [name for name in sound if cost[name] * AS_GOOD <= least] or list(sound)
     best = max(close, key=lambda name: _finite(sound[name]["ess_per_grad"]))
-    if "nuts" in close:
-        best = "nuts"
-    others = {name: value for name, value in rate.items() if name != best}
-    why = f"nothing speaks against its draws, {rate[best]:.3g} effective ones a second"
-    if others:
-        second = max(others, key=lambda name: others[name])
-        factor = rate[best] / others[second]
-        why += f", {factor:.1f} × as many as {second}"
+    reference = [name for name in close if _is_reference(specs.get(name), name)]
+    best = reference[0] if reference else best
+    time = sound[best]["seconds_to_400"]
+    why = "nothing speaks against its draws"
+    if time == time:
+        why += f", and 400 effective ones take {time:.3g} s"
+    others = {name: value for name, value in cost.items() if name != best}
+    if others and time == time:
+        second = min(others, key=lambda name: others[name])
+        why += f" ({second}: {sound[second]['seconds_to_400']:.3g} s)"
     return best, " ".join([f"{best}: {why}.", *aside, *noted])
+
+
+def _cost(figures: Mapping[str, float], spec: KernelSpec | None) -> float:
+    """Seconds to 400 effective draws, with what a bias costs."""
+    biased = spec is not None and spec.guarantee == "biased"
+    seconds = figures["seconds_to_400"]
+    return (
+        seconds * (EXACT_IS_WORTH if biased else 1.0) if seconds == seconds else 1e300
+    )
+
+
+def _is_reference(spec: KernelSpec | None, name: str) -> bool:
+    """Whether it is NumPyro's own kernel, which a user has already."""
+    return spec.mcmc_kernel is not None if spec is not None else name == "nuts"
 
 
 def _finite(value: float) -> float:
@@ -231,22 +318,21 @@ def _finite(value: float) -> float:
 
 def _table(
     entries: Mapping[str, KernelLike],
-    evidence: Mapping[str, Evidence],
-    failed: Mapping[str, str],
+    verdicts: Mapping[str, Verdict],
+    failed: Mapping[str, Failure],
+    specs: Mapping[str, KernelSpec],
 ) -> "pd.DataFrame":
     import pandas as pd
 
     rows: dict[str, dict[str, Any]] = {}
-    for name, entry in entries.items():
+    for name in entries:
         if name in failed:
-            rows[name] = {"verdict": failed[name]}
+            rows[name] = {"verdict": failed[name].reason}
             continue
-        found = evidence[name]
-        verdict = "; ".join([*(found.problems or ["sound"]), *found.caveats])
-        spec = spec_of(entry)
-        if spec is not None and spec.guarantee == "biased":
+        verdict = str(verdicts[name])
+        if name in specs and specs[name].guarantee == "biased":
             verdict += " (a biased kernel)"
-        rows[name] = {**found.figures, "verdict": verdict}
+        rows[name] = {**verdicts[name].figures, "verdict": verdict}
     table = pd.DataFrame.from_dict(rows, orient="index")
     table = table.reindex(columns=[*COLUMNS, "verdict"])
     table.index.name = "kernel"

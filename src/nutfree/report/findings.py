@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nutfree import registry
-from nutfree.report.judge import Evidence
+from nutfree.report.verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,8 @@ class Findings:
         trees: the draws of each kernel that ran.
         best: name of the kernel to use, or None where no run can be trusted.
         recommendation: a sentence that starts with that name and says why.
-        evidence: by kernel, what speaks against its run.
+        verdicts: by kernel, what its draws are worth.
+        errors: by kernel that did not run, its traceback or the reason.
         options: by kernel, the options it ran with.
         specs: by kernel, what the registry knows of it.
         target: the posterior, for plots.
@@ -32,7 +33,8 @@ class Findings:
     trees: dict[str, "xr.DataTree"]
     best: str | None
     recommendation: str
-    evidence: dict[str, Evidence] = field(repr=False)
+    verdicts: dict[str, Verdict] = field(repr=False)
+    errors: dict[str, str] = field(repr=False)
     options: dict[str, dict[str, Any]] = field(repr=False)
     specs: dict[str, registry.KernelSpec] = field(repr=False)
     target: "Target" = field(repr=False)
@@ -42,7 +44,7 @@ class Findings:
         """Share of each kernel's draws in each mode that any of them found."""
         import pandas as pd
 
-        shares = {name: e.mode_shares for name, e in self.evidence.items()}
+        shares = {name: v.mode_shares for name, v in self.verdicts.items()}
         table = pd.DataFrame.from_dict(shares, orient="index")
         table.index.name = "kernel"
         return table.rename(columns=lambda i: f"mode {i + 1}")

@@ -318,17 +318,17 @@ def plot_comparison(comparison: "Findings") -> "Figure":
     """
     names = list(comparison.trees)
     table = comparison.table.loc[names]
-    sound = [comparison.evidence[name].valid for name in names]
+    sound = [comparison.verdicts[name].sound for name in names]
     figure = _figure(11.0, 1.0 + 2 * (1.1 + 0.42 * len(names)))
     (speed, cost), (fit, modes) = figure.subplots(2, 2)
-    _bars(speed, names, table["ess_per_second"], sound)
-    speed.set_title("effective draws a second", fontsize=10)
+    _bars(speed, names, table["seconds_to_400"], sound)
+    speed.set_title("seconds to the first 400 effective draws, all told", fontsize=10)
     _bars(cost, names, 1000 * table["ess_per_grad"], sound)
     cost.set_title("effective draws per 1,000 gradients", fontsize=10)
     _bars(fit, names, table["ksd"] / table["ksd_floor"], sound)
     fit.axvline(1.0, color="black", linewidth=1.0, linestyle="--")
     fit.set_title("Stein discrepancy over its floor (exact: below 1)", fontsize=10)
-    shares = np.stack([comparison.evidence[name].mode_shares for name in names])
+    shares = np.stack([comparison.verdicts[name].mode_shares for name in names])
     _stacked(modes, names, shares)
     figure.suptitle(
         f"Use {comparison.best}" if comparison.best else "No run can be trusted",

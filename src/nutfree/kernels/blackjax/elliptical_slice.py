@@ -17,14 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from nutfree import facts
 from nutfree.errors import MissingCapability
-from nutfree.facts import no_gradient
 from nutfree.kernels.blackjax.adapter import pilot_warmup, register
+from nutfree.numerics.gaussian import gaussian_moments
 from nutfree.registry import NoOptions
 from nutfree.warmup import AdaptationState
-
-#: How far, relative to its size, the prior's Hessian may differ between points.
-TOLERANCE = 1e-3
 
 
 class SliceInfo(NamedTuple):
@@ -44,33 +42,19 @@ def gaussian_prior(target, position) -> tuple[jax.Array, jax.Array]:
         MissingCapability: if the Hessian of its log density is not the same negative
             definite matrix everywhere.
     """
-    # the check needs numbers, also where the host is tracing
-    with jax.ensure_compile_time_eval():
-        zero = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), position)
-        x, unravel = ravel_pytree(zero)
-
-        def logdensity(v):
-            return target.prior.logdensity(unravel(v))
-
-        probe = np.random.default_rng(0).normal(size=(2, x.size))
-        points = [x, *jnp.asarray(probe * np.array([[1.0], [3.0]]), x.dtype)]
-        hessian = jax.jit(jax.hessian(logdensity))
-        hessians = [np.asarray(hessian(p), float) for p in points]
-        grad = np.asarray(jax.jit(jax.grad(logdensity))(x), float)
-    precision = -hessians[0]
-    size = np.abs(precision).max()
-    same = all(np.abs(h + precision).max() <= TOLERANCE * size for h in hessians)
-    if not same or not np.all(np.linalg.eigvalsh(precision) > 1e-7 * size):
+    zero = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), position)
+    x, unravel = ravel_pytree(zero)
+    found = gaussian_moments(lambda v: target.prior.logdensity(unravel(v)), x)
+    if found is None:
         raise MissingCapability(
             "The kernel 'blackjax.elliptical_slice' needs a Gaussian prior on the "
             "sampling space, and this posterior's is not. Give every latent site a "
             "Normal or MultivariateNormal prior, or write another kernel's name."
         )
-    covariance = np.linalg.inv(precision)
-    mean = jnp.asarray(covariance @ grad, x.dtype)
-    if np.count_nonzero(precision) == np.count_nonzero(np.diag(precision)):
+    mean, covariance = found
+    if np.count_nonzero(covariance) == np.count_nonzero(np.diag(covariance)):
         covariance = np.diag(covariance)
-    return mean, jnp.asarray(covariance, x.dtype)
+    return jnp.asarray(mean, x.dtype), jnp.asarray(covariance, x.dtype)
 
 
 def init(position, logdensity_fn, rng_key, options):
@@ -121,7 +105,7 @@ SPECS = (
         summary="BlackJAX's elliptical slice sampler, for a Gaussian prior",
         paper="Murray, Adams and MacKay 2010, arXiv 1001.0175",
         needs=("prior",),
-        suits=no_gradient,
+        suits=facts.gaussian_prior,
         uses_gradient=False,
     ),
 )

@@ -1,5 +1,13 @@
 """The kernels that a comparison is asked for, and what one of them can lose."""
 
+from concurrent.futures import (
+    BrokenExecutor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
+from multiprocessing import get_context
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -32,20 +40,21 @@ def run_with(monkeypatch, results):
 def test_a_kernel_that_crashes_does_not_take_the_draws_of_others(monkeypatch):
     crash = RuntimeError("out of memory")
     found = run_with(monkeypatch, {"nuts": tree(), "mala": crash, "clc": tree()})
-    assert found["mala"] == "failed: RuntimeError: out of memory"
-    assert not isinstance(found["nuts"], str)
-    assert not isinstance(found["clc"], str)
+    assert found["mala"].reason == "failed: RuntimeError: out of memory"
+    assert "Traceback" in found["mala"].traceback
+    assert isinstance(found["nuts"], xr.DataTree)
+    assert isinstance(found["clc"], xr.DataTree)
 
 
 def test_an_interrupt_ends_the_comparison_with_the_draws_made_so_far(monkeypatch):
     stopped = {"nuts": tree(interrupted=True), "mala": tree(), "clc": tree()}
     found = run_with(monkeypatch, stopped)
-    assert not isinstance(found["nuts"], str)
-    assert found["mala"].startswith("not run")
+    assert isinstance(found["nuts"], xr.DataTree)
+    assert found["mala"].reason.startswith("not run")
     early = {"nuts": tree(), "mala": KeyboardInterrupt(), "clc": tree()}
     found = run_with(monkeypatch, early)
-    assert not isinstance(found["nuts"], str)
-    assert found["mala"].startswith("not run: interrupted")
+    assert isinstance(found["nuts"], xr.DataTree)
+    assert found["mala"].reason.startswith("not run: interrupted")
     with pytest.raises(KeyboardInterrupt):
         run_with(monkeypatch, {"nuts": KeyboardInterrupt(), "mala": tree()})
 
@@ -60,3 +69,43 @@ def test_a_single_kernel_need_not_be_in_a_list():
     kernel = nf.kernel("mala", lambda: None)
     assert entries.labelled(kernel) == {"mala": kernel}
     assert entries.labelled("nuts") == {"nuts": "nuts"}
+
+
+@pytest.mark.parametrize(
+    ("executor", "said"),
+    [
+        (ThreadPoolExecutor(1), "ProcessPoolExecutor"),
+        (ProcessPoolExecutor(1, mp_context=get_context("fork")), "spawn"),
+        ("dask", "executor is a str"),
+    ],
+)
+def test_executors_that_cannot_run_kernels_are_refused_in_words(executor, said):
+    with pytest.raises(nf.InvalidOption, match=said):
+        entries.run_all({}, executor)
+
+
+def test_only_an_executors_kernels_can_time_out():
+    with pytest.raises(nf.InvalidOption, match="timeout is for"):
+        entries.run_all({}, timeout=1.0)
+
+
+class Later:
+    """An executor whose futures are as its kernels say."""
+
+    def submit(self, run, *job):
+        future = Future()
+        outcome = job[1]
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        elif outcome is not None:
+            future.set_result(outcome)
+        return future
+
+
+def test_a_worker_that_dies_or_is_late_has_its_row_and_the_others_go_on():
+    outcomes = {"nuts": tree(), "mala": BrokenExecutor("killed"), "clc": None}
+    jobs = {name: (None, outcome, (), {}) for name, outcome in outcomes.items()}
+    found = entries.run_all(jobs, Later(), timeout=0.1)
+    assert isinstance(found["nuts"], xr.DataTree)
+    assert "BrokenExecutor: killed" in found["mala"].reason
+    assert found["clc"].reason == "failed: no result within 0.1 s"

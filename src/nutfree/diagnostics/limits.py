@@ -43,8 +43,6 @@ MIN_SHARE_ERROR = 0.05
 #: Squared distance of the draws to the nearest mode that a search finds, in its widths
 #: and for each coordinate, from which the approximations there say nothing of them.
 FAR_FROM_MODES = 9.0
-#: Rows of data up to which modes are searched for.
-MAX_SEARCH_ROWS = 100_000
 #: Coordinates up to which modes are searched for.
 MAX_SEARCH_DIM = 200
 

@@ -311,8 +311,9 @@ def model_target(
     rng_key = jax.random.key(0) if rng_key is None else rng_key
     target = frontend.build(args, kwargs)
     origin = {name: jnp.zeros(shape) for name, shape in frontend.shapes.items()}
-    # one without a gradient is for the kernels that need none
-    gradient = has_gradient(replace(target, position=origin))
+    # one without a gradient is for the kernels that need none; rows on disk have one
+    streamed = bool(find(Window, (args, kwargs)))
+    gradient = streamed or has_gradient(replace(target, position=origin))
     position = frontend.starter(args, kwargs, validate_grad=gradient)(rng_key)
     return replace(target, position=position)
 

@@ -14,7 +14,6 @@ from nutfree.diagnostics.limits import (
     MAX_SCORED,
     MAX_SCORED_ROWS,
     MAX_SEARCH_DIM,
-    MAX_SEARCH_ROWS,
 )
 from nutfree.diagnostics.masses import Masses, masses
 from nutfree.diagnostics.smoothness import Smoothness, smoothness
@@ -54,7 +53,7 @@ class Posterior:
         """Why no modes are searched for; empty where they are."""
         if not self.has_gradient:
             return "the density has no gradient"
-        if self.num_rows > MAX_SEARCH_ROWS:
+        if self.many_rows:
             return f"{self.num_rows:,} rows"
         if self.dim > MAX_SEARCH_DIM:
             return f"{self.dim} dimensions"

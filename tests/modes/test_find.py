@@ -3,12 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
 
-import nutfree as nf
 from nutfree.modes.find import find_modes
-from nutfree.target import Target
+from nutfree.target import Prior, Target
 
 WEIGHTS = np.array([0.7, 0.3])
 MEANS = np.array([[-4.0, 0.0], [5.0, 2.0]])
@@ -32,21 +29,27 @@ def test_modes_have_their_positions_masses_and_widths():
     np.testing.assert_allclose(found.covariance, COVARIANCES, atol=0.02)
     sds = np.sqrt(np.diagonal(COVARIANCES, axis1=1, axis2=2))
     np.testing.assert_allclose(found.sd["b"], sds[:, 1], rtol=0.01)
-    assert found.num_grad_evals > 64 * 60
+    assert found.num_grad_evals >= 64 * (60 + 2 * 2)
 
 
 def test_descents_that_stop_along_a_ridge_are_no_modes():
-    """A regression whose intercept is two thousand units away from its data."""
+    """A regression whose intercept is two thousand years away from its data."""
     year = np.arange(1950, 2012.0)
     y = 9.3 + 0.02 * (year - 1981) + np.random.default_rng(0).normal(size=year.size)
 
-    def model():
-        slope = numpyro.sample("slope", dist.Normal(0, 1))
-        intercept = numpyro.sample("intercept", dist.Normal(0, 100))
-        sigma = numpyro.sample("sigma", dist.HalfNormal(5))
-        numpyro.sample("y", dist.Normal(intercept + slope * year, sigma), obs=y)
+    def logdensity(x):
+        intercept, slope, log_sigma = x
+        residuals = (y - intercept - slope * year) / jnp.exp(log_sigma)
+        prior = (intercept / 100) ** 2 + slope**2 + (jnp.exp(log_sigma) / 5) ** 2
+        log_det = (year.size - 1) * log_sigma
+        return -0.5 * (jnp.sum(residuals**2) + prior) - log_det
+
+    def sample(key):
+        normal = jax.random.normal(key, (3,)) * jnp.array([100.0, 1.0, 5.0])
+        return normal.at[2].set(jnp.log(jnp.abs(normal[2])))
 
     with jax.enable_x64(True):
-        found = find_modes(nf.model_target(model))
+        target = Target(logdensity, position=jnp.zeros(3), prior=Prior(sample, None))
+        found = find_modes(target)
     assert len(found.log_mass) == 1
-    np.testing.assert_allclose(found.sd["intercept"], 12.6, rtol=0.05)
+    np.testing.assert_allclose(found.sd[0, 0], 12.6, rtol=0.05)

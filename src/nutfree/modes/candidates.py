@@ -63,6 +63,16 @@ def no_candidates(points: jax.Array) -> Candidates:
     return Candidates(points, axes, ones, axes, jnp.full_like(ones[:, 0], -jnp.inf))
 
 
+def curvature_at(logdensity, u, rng_key) -> tuple[jax.Array, jax.Array]:
+    """Evaluate the curvature at `u`, as in `Candidates`.
+
+    Returns:
+        `(curvature, evaluations)`.
+    """
+    settings = {"dense_dim": MAX_DENSE, "num_probes": NUM_SIGNS}
+    return precision(rng_key, logdensity, u, jnp.asarray(0), cost=1, **settings)
+
+
 def laplace_at(logdensity, points, values, rng_key) -> tuple[Candidates, jax.Array]:
     """Approximate the posterior at each point, where the log density is `values`.
 
@@ -70,12 +80,10 @@ def laplace_at(logdensity, points, values, rng_key) -> tuple[Candidates, jax.Arr
         `(candidates, evaluations)`.
     """
 
-    def curvature_at(u, key):
-        settings = {"dense_dim": MAX_DENSE, "num_probes": NUM_SIGNS}
-        return precision(key, logdensity, u, 0, cost=1, **settings)
-
     keys = jax.random.split(rng_key, len(points))
-    curvature, products = jax.vmap(curvature_at)(points, keys)
+    curvature, products = jax.vmap(lambda u, key: curvature_at(logdensity, u, key))(
+        points, keys
+    )
     curvature, searched = jax.vmap(lambda *at: _curvature_where_flat(logdensity, *at))(
         points, values, curvature
     )

@@ -8,7 +8,13 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from numpy.typing import NDArray
 
-from nutfree.modes.candidates import newton_decrement
+from nutfree.modes.candidates import (
+    Candidates,
+    curvature_at,
+    laplace_at,
+    newton_decrement,
+    principal,
+)
 from nutfree.modes.search import ARRIVED, Effort, search
 from nutfree.target import Position, Target
 
@@ -16,6 +22,15 @@ __all__ = ["SeparateModes", "find_modes"]
 
 #: Work of `find_modes` by default: some 10,000 gradients in few dimensions.
 DEFAULT_EFFORT = Effort(num_starts=64, num_probes=512, num_modes=64)
+
+#: Newton steps from a candidate; near a mode they converge in four or five.
+MAX_NEWTON_STEPS = 12
+#: Squared length of a Newton step, in widths, at which they end.
+CONVERGED = 1e-4
+#: Share of the largest curvature below which a negative one may be rounding.
+ROUNDING = 1e-5
+#: Shares of a Newton step that are tried.
+LENGTHS = (1.0, 0.25, 0.0625)
 
 
 class SeparateModes(NamedTuple):
@@ -53,10 +68,11 @@ def find_modes(
 ) -> SeparateModes:
     """Find the separate modes of a target.
 
-    Only ends at which a Newton step stays well inside the mode are modes, so that
-    descents which have not converged along a ridge, or in a tail, make none. A mode
-    that is narrow and far from everything is easily missed: what is found is certain,
-    what is not found is not.
+    Newton's method goes on from where the descents of the search end, as these may stop
+    along a ridge or in a tail. Only where it arrives, and the density curves down, is a
+    mode. One that is narrow and far from everything is easily missed: there may be more
+    modes than are found. Where correlations are near to one, single precision may find
+    none.
 
     Args:
         target: a posterior with a gradient; starts are drawn from its prior where it
@@ -79,10 +95,13 @@ def find_modes(
     _, unravel = ravel_pytree(target.position)
 
     def approximations(rng_key):
-        found = search(rng_key, target.position, target, effort)
-        modes, unit = found.candidates, found.unit
-        step = newton_decrement(found.logdensity, modes)
-        separate = (modes.weights > 0) & jnp.isfinite(modes.values) & (step < ARRIVED)
+        search_key, newton_key = jax.random.split(rng_key)
+        found = search(search_key, target.position, target, effort)
+        modes, step, spent = _arrived(newton_key, found.logdensity, found.candidates)
+        is_mode = jax.vmap(_curves_down)(modes.curvature) & (step < ARRIVED)
+        modes = modes._replace(values=jnp.where(is_mode, modes.values, -jnp.inf))
+        separate = (modes.weights > 0) & jnp.isfinite(modes.values)
+        unit = found.unit
         log_unit = jnp.sum(jnp.log(unit)) + 0.5 * unit.size * jnp.log(2 * jnp.pi)
         if modes.axes.size:
             root = unit[:, None] * modes.axes * modes.width[:, None]
@@ -91,7 +110,7 @@ def find_modes(
         else:
             variance = covariance = (unit * modes.width) ** 2
         x = found.origin + unit * modes.position
-        spent = found.num_grad_evals + len(x)
+        spent = found.num_grad_evals + spent
         laplace = (x, modes.log_mass + log_unit, jnp.sqrt(variance), covariance)
         return separate, laplace, spent
 
@@ -107,3 +126,55 @@ def find_modes(
         covariance,
         int(spent),
     )
+
+
+def _arrived(
+    rng_key, logdensity, found: Candidates
+) -> tuple[Candidates, jax.Array, jax.Array]:
+    """Make Newton steps from every candidate that counts, until they are short.
+
+    Returns:
+        `(candidates, newton_decrement, evaluations)`.
+    """
+
+    def step(carry):
+        u, value, i, _, count = carry
+        curvature, products = curvature_at(logdensity, u, rng_key)
+        width, axes = principal(curvature)
+        grad = jax.grad(logdensity)(u)
+        z = width * (axes.T @ grad if axes.size else grad)
+        move = axes @ (width * z) if axes.size else width * z
+        ends = u + jnp.asarray(LENGTHS, u.dtype)[:, None] * move
+        values = jax.vmap(logdensity)(ends)
+        best = jnp.argmax(jnp.where(jnp.isfinite(values), values, -jnp.inf))
+        better = values[best] > value
+        u, value = (
+            jnp.where(better, ends[best], u),
+            jnp.where(better, values[best], value),
+        )
+        going = better & (jnp.sum(z**2) > CONVERGED)
+        return u, value, i + 1, going, count + products + 1 + len(LENGTHS)
+
+    def from_candidate(candidate):
+        u, value, counts = candidate
+        start = (u, value, jnp.asarray(0), counts, jnp.asarray(0))
+        end = jax.lax.while_loop(
+            lambda c: c[3] & (c[2] < MAX_NEWTON_STEPS), step, start
+        )
+        return end[0], end[1], end[4]
+
+    counts = (found.weights > 0) & jnp.isfinite(found.values)
+    points, values, spent = jax.lax.map(
+        from_candidate, (found.position, found.values, counts)
+    )
+    values = jnp.where(counts, values, -jnp.inf)
+    modes, count = laplace_at(logdensity, points, values, rng_key)
+    decrement = newton_decrement(logdensity, modes)
+    return modes, decrement, jnp.sum(spent) + count + len(points)
+
+
+def _curves_down(curvature) -> jax.Array:
+    """Tell a mode from a saddle point."""
+    diagonal = curvature.ndim == 1
+    eigenvalues = curvature if diagonal else jnp.linalg.eigvalsh(curvature)
+    return jnp.min(eigenvalues) > -ROUNDING * jnp.max(jnp.abs(eigenvalues))

@@ -105,20 +105,25 @@ def at_points(points):
     return modes_of(points, ones, axes, jnp.zeros(len(points)))
 
 
-def test_of_modes_too_many_to_be_known_the_ways_between_wells_are_found():
+@pytest.fixture(scope="module")
+def shifts_of():
+    return jax.jit(shifts_between)
+
+
+def test_of_modes_too_many_to_be_known_the_steps_between_wells_are_found(shifts_of):
     """A hundred of 2^12 combinations, hardly any two a single well apart."""
     steps = np.linspace(3.0, 5.0, 12)
     right = np.random.default_rng(0).random((100, 12)) > 0.5
-    shifts = jax.jit(shifts_between)(at_points(jnp.asarray(right * steps, jnp.float32)))
+    shifts = shifts_of(at_points(jnp.asarray(right * steps, jnp.float32)))
     assert list(shifts.number) == [256, 12]
     found = np.abs(shifts.vectors[1, :12])
     np.testing.assert_allclose(found[found.argmax(1).argsort()], np.diag(steps), 1e-3)
 
 
-def test_modes_that_are_known_have_no_other_shifts_and_one_mode_has_none():
-    points = jax.random.normal(jax.random.key(0), (8, 3))
-    modes = at_points(points)._replace(log_weight=jnp.log(jnp.arange(8) < 4.0))
-    assert list(jax.jit(shifts_between)(modes).number) == [6, 0]
+def test_modes_that_are_known_have_no_other_shifts_and_one_mode_has_none(shifts_of):
+    points = jax.random.normal(jax.random.key(0), (100, 12))
+    modes = at_points(points)._replace(log_weight=jnp.log(jnp.arange(100) < 4.0))
+    assert list(shifts_of(modes).number) == [6, 0]
     assert list(shifts_between(at_points(points[:1])).number) == [0, 0]
 
 

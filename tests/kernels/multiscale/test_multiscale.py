@@ -40,7 +40,7 @@ THREE = Target(three, position={"x": jnp.zeros(3)})
 @pytest.fixture(scope="module")
 def run():
     options = {"num_starts": 256, "num_modes": 16}
-    return sample(THREE, spec=SPEC, num_warmup=200, num_samples=4000, **options)
+    return sample(THREE, spec=SPEC, num_warmup=200, num_samples=3000, **options)
 
 
 def test_modes_have_their_weights_means_and_covariances(run):
@@ -94,7 +94,7 @@ def crowded():
 
     target = Target(wells, position=jnp.zeros(8))
     options = {"num_starts": 256, "num_modes": 16}
-    return sample(target, spec=SPEC, num_warmup=300, num_samples=8000, **options)
+    return sample(target, spec=SPEC, num_warmup=300, num_samples=6000, **options)
 
 
 def test_shifts_reach_modes_that_are_too_many_to_be_known(crowded):

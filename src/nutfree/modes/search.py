@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from nutfree.modes.candidates import (
     UNEXPLAINED,
@@ -28,6 +26,7 @@ from nutfree.modes.candidates import (
     no_candidates,
     unexplained,
 )
+from nutfree.modes.starts import far_apart, median_and_spread, starts_and_probes
 from nutfree.numerics.descent import descend
 from nutfree.numerics.evaluation import counted_value_and_grad, flatten
 from nutfree.target import LogDensity, Target
@@ -126,8 +125,10 @@ def search(rng_key: jax.Array, position: Any, target: Target, effort: Effort) ->
     """
     x, logdensity, _ = flatten(position, target)
     start_key, sign_key = jax.random.split(rng_key)
-    starts, probes = _starts_and_probes(start_key, x, target, effort)
-    origin, unit = _median_and_spread(starts)
+    starts, probes = starts_and_probes(
+        start_key, x, target, effort.num_starts, effort.num_probes
+    )
+    origin, unit = median_and_spread(starts)
     scaled = standardised(logdensity, origin, unit)
     starts, probes = (starts - origin) / unit, (probes - origin) / unit
     starts, first_gradients = _after_first_steps(scaled, starts, effort)
@@ -273,38 +274,6 @@ def _next_phase(problem: _Problem, state: _Rounds, num_modes, probe_rounds):
     return jnp.where(again | must, phase, phase + 1)
 
 
-def _starts_and_probes(
-    rng_key, x, target: Target, effort: Effort
-) -> tuple[jax.Array, jax.Array]:
-    """Make points of one law, and take starts from among the probes evenly."""
-    number = effort.num_starts + effort.num_probes
-    points = _points(rng_key, x, target, number)
-    # without a prior they are ever farther out
-    own = np.arange(effort.num_starts) * number // effort.num_starts
-    return points[own], jnp.delete(points, own, axis=0)
-
-
-def _points(rng_key, x, target: Target, number: int) -> jax.Array:
-    """Return `x` and prior draws, or Gaussians of many widths around it."""
-    keys = jax.random.split(rng_key, number - 1)
-    prior = target.prior
-    if prior is not None:
-        points = jax.vmap(lambda key: ravel_pytree(prior.sample(key))[0])(keys)
-    else:
-        width = jnp.logspace(-0.5, 1.75, number - 1, dtype=x.dtype)[:, None]
-        noise = jax.vmap(lambda key: jax.random.normal(key, x.shape, x.dtype))(keys)
-        points = x + width * noise
-    points = jnp.where(jnp.isfinite(points), points, x)
-    return jnp.concatenate([x[None], points.astype(x.dtype)])
-
-
-def _median_and_spread(points: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Compute robust location and scale of each coordinate; scale one if all agree."""
-    low, middle, high = jnp.quantile(points, jnp.array([0.16, 0.5, 0.84]), axis=0)
-    spread = 0.5 * (high - low)
-    return middle, jnp.where(spread > 0, spread, 1.0)
-
-
 def _after_first_steps(logdensity, starts, effort: Effort):
     """Make the first steps from every start, and order the ends, far apart first.
 
@@ -318,26 +287,3 @@ def _after_first_steps(logdensity, starts, effort: Effort):
         lambda u: descend(evaluate, u, effort.num_first_steps)
     )(starts)
     return ends[far_apart(ends, values, effort.num_starts)], jnp.sum(counts)
-
-
-def far_apart(points: jax.Array, values: jax.Array, num_chosen: int) -> jax.Array:
-    """Choose the best of the points, then each time the farthest from those chosen.
-
-    Args:
-        points: `(n, d)`.
-        values: `(n,)`, their log densities; one that is not finite comes last.
-        num_chosen: how many indices to return.
-    """
-    finite = jnp.isfinite(values)
-    best = jnp.argmax(jnp.where(finite, values, -jnp.inf))
-    distance = jnp.where(finite, jnp.inf, -1.0).astype(points.dtype)
-
-    def choose(carry, _):
-        distance, chosen = carry
-        squares = jnp.sum((points - points[chosen]) ** 2, axis=-1)
-        distance = jnp.minimum(distance, squares)
-        # one that is chosen is not chosen again
-        distance = distance.at[chosen].set(-1.0)
-        return (distance, jnp.argmax(distance)), chosen
-
-    return jax.lax.scan(choose, (distance, best), None, length=num_chosen)[1]

@@ -11,6 +11,7 @@ from numpyro.infer.util import log_density
 
 from nutfree.errors import InvalidData, UnsupportedModel
 from nutfree.frontends.federated import FederatedModel, federated, shard_models
+from nutfree.frontends.numpyro import analyse
 
 
 def regression(X, y=None):
@@ -202,8 +203,6 @@ def test_the_model_of_one_owner_is_kept():
 
 
 def test_targets_of_the_shards_sum_to_the_pooled_target():
-    from nutfree.frontends.numpyro import model_target
-
     def in_batches(X, y):
         beta = numpyro.sample("beta", dist.Normal(0, 2).expand([2]).to_event(1))
         sigma = numpyro.sample("sigma", dist.HalfNormal(1))
@@ -212,16 +211,27 @@ def test_targets_of_the_shards_sum_to_the_pooled_target():
             obs = numpyro.subsample(y, event_dim=0)
             numpyro.sample("y", dist.Normal(rows @ beta, sigma), obs=obs)
 
-    for model, num_data in ((regression, None), (in_batches, [4, 7, 5])):
-        owners = jax.tree.map(jnp.asarray, make_owners((4, 7, 5)))
-        target = model_target(federated(model), (owners,))
-        position = target.position
-        assert len(target.shards) == 3
-        total = sum(shard(position) for shard in target.shards)
-        np.testing.assert_allclose(total, target(position), rtol=1e-4)
-        if num_data:
-            minibatches = [shard.minibatch for shard in target.shards]
-            assert [m.num_data for m in minibatches] == num_data
-            for shard, size in zip(target.shards, num_data):
-                value = shard.minibatch.logdensity(position, jnp.arange(size))
-                np.testing.assert_allclose(value, shard(position), rtol=1e-4)
+    sizes = (4, 5, 4)
+    for model, in_rows in ((regression, False), (in_batches, True)):
+        owners = make_owners(sizes)[0 if in_rows else 1 :]
+        args = (jax.tree.map(jnp.asarray, owners),)
+        target = analyse(federated(model), args).build(args)
+        assert [bool(s.minibatch) for s in target.shards] == [in_rows] * len(owners)
+        if in_rows:
+            assert [shard.minibatch.num_data for shard in target.shards] == [*sizes]
+
+        @jax.jit
+        def values(position, target=target, in_rows=in_rows):
+            alone = [shard(position) for shard in target.shards]
+            batches = [
+                shard.minibatch.logdensity(position, jnp.arange(size))
+                for shard, size in zip(target.shards, sizes)
+                if in_rows
+            ]
+            return target(position), alone, batches
+
+        pooled, alone, batches = values(
+            {"beta": jnp.array([0.3, -1.0]), "sigma": jnp.array(-0.4)}
+        )
+        np.testing.assert_allclose(sum(alone), pooled, rtol=1e-4)
+        np.testing.assert_allclose(batches, alone if in_rows else [], rtol=1e-4)

@@ -1,4 +1,4 @@
-"""What a model or its data can have wrong, each refused with what to do instead."""
+"""Errors in a model or its data, each refused with what to do instead."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from nutfree.errors import InvalidData, UnsupportedModel
 
 
 def check_nan(args, kwargs) -> None:
-    """Say which of the data have NaN, once the model is known not to run on them."""
+    """Refuse data with NaN, once the model is known not to run on them."""
     named = {**{f"argument {i}": a for i, a in enumerate(args)}, **kwargs}
     for path, leaf in jax.tree_util.tree_leaves_with_path(named):
         is_array = hasattr(leaf, "dtype") and not isinstance(leaf, jax.core.Tracer)
@@ -46,7 +46,7 @@ def check_latent(latent) -> None:
 
 
 def cannot_run(error: Exception) -> InvalidData:
-    """What a model's own error becomes."""
+    """Make an error of ours out of a model's own."""
     if isinstance(error, jax.errors.TracerArrayConversionError):
         advice = "Pass the data as JAX arrays, jnp.asarray(y), in place of NumPy's."
     else:

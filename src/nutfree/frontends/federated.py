@@ -1,4 +1,4 @@
-"""One owner's NumPyro model becomes the model of several owners' data.
+"""The NumPyro model of one owner's data becomes the model of several owners' data.
 
 The latents are shared by all owners; everything that belongs to an owner (observed
 sites, plates, deterministic and factor sites) is renamed `owner0/y`, `owner1/y`, ...
@@ -23,7 +23,7 @@ _OWNED = ("sample", "plate", "deterministic", "mutable")
 
 
 class _Latent:
-    """What owners must agree on: a latent's shape and the kind of its prior."""
+    """A latent's shape and the kind of its prior, on which owners must agree."""
 
     def __init__(self, msg):
         fn = msg["fn"]
@@ -34,7 +34,7 @@ class _Latent:
 
 
 def _prior_kind(fn) -> str:
-    """The prior's class, looked at through expansion and independence."""
+    """Return the name of the prior's class, inside expansion and independence."""
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return type(fn).__name__
@@ -66,8 +66,8 @@ class _OwnerScope(Messenger):
             self._share(msg, msg["name"])
             return
         if msg["type"] == "sample" and self.open:
-            # an outer handler asks for it while it has a latent in hand: what a
-            # reparam puts in its place, or the Jacobian of its constraint
+            # an outer handler makes it while it handles a latent: a site that reparam
+            # puts in its place, or the Jacobian of its constraint
             return
         if msg["type"] == "sample" and not msg.get("is_observed"):
             name = msg["name"]
@@ -172,7 +172,7 @@ class FederatedModel:
 
 
 def federated(model: Callable) -> FederatedModel:
-    """The NumPyro model of several owners' data, from the model of one owner's.
+    """Make the NumPyro model of several owners' data from the model of one owner's.
 
     Args:
         model: a NumPyro model of one owner's data. Its latent sites are shared by all
@@ -207,7 +207,7 @@ def federated(model: Callable) -> FederatedModel:
 
 
 def shard_models(model: Callable, owners: Sequence[Owner]) -> tuple[Callable, ...]:
-    """One zero-argument NumPyro model per owner, its sites named as in `model`.
+    """Make a NumPyro model without arguments per owner, its sites named as in `model`.
 
     Args:
         model: the model of one owner's data, or the `FederatedModel` made of it.
@@ -225,7 +225,7 @@ def shard_models(model: Callable, owners: Sequence[Owner]) -> tuple[Callable, ..
 
 
 def checked_owners(owners: Any) -> tuple[Owner, ...]:
-    """The owners as a tuple.
+    """Return the owners as a tuple.
 
     Raises:
         InvalidData: if there is none, or one is neither a dict nor a tuple.

@@ -40,17 +40,17 @@ class full_data(Messenger):
             msg["value"] = indices
 
 
-#: `_x_log_det` for the site `x`, and within a scope `a/_a/x_log_det` for `a/x`.
+#: Names of Jacobians: `_x_log_det` for the site `x`; in a scope, `a/_a/x_log_det`.
 _JACOBIAN = re.compile(r"(.*)_\1.+_log_det", re.DOTALL)
 
 
 def is_jacobian(name: str) -> bool:
-    """True for the factors in which NumPyro keeps the Jacobian of a site."""
+    """Say whether this is a factor in which NumPyro keeps the Jacobian of a site."""
     return _JACOBIAN.fullmatch(name) is not None
 
 
 def prior_only(model):
-    """The model without its observed and factor sites, Jacobians kept."""
+    """Hide the model's observed and factor sites, but not the Jacobians."""
 
     def hidden(site):
         return (

@@ -1,7 +1,7 @@
-"""A NumPyro model becomes a `Target`: its parts are found, not asked for.
+"""A NumPyro model becomes a `Target`, whose parts are found by tracing the model.
 
-The model is analysed once, from one trace, and then built into targets for any
-arguments of the same structure; building is cheap and traceable.
+`analyse` traces the model once; the `ModelFrontend` that it returns is built into
+targets for any arguments of the same structure. Building is cheap and traceable.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,17 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from numpyro import handlers
-from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import (
     _unconstrain_params,
     compute_log_probs,
     constrain_fn,
-    initialize_model,
     potential_energy,
     unconstrain_fn,
 )
 
-from nutfree.errors import NoFiniteStart, NutfreeError
+from nutfree.errors import NutfreeError
 from nutfree.frontends import sites
 from nutfree.frontends.checks import (
     cannot_run,
@@ -32,6 +30,7 @@ from nutfree.frontends.checks import (
 from nutfree.frontends.federated import FederatedModel, shard_models
 from nutfree.frontends.handlers import full_data, is_jacobian, prior_only
 from nutfree.frontends.plates import data_plate, row_terms
+from nutfree.frontends.starts import at_random, starter
 from nutfree.frontends.windows import (
     Window,
     check_deterministic,
@@ -39,8 +38,6 @@ from nutfree.frontends.windows import (
     in_memory,
     streamed_target,
 )
-from nutfree.numerics.evaluation import is_finite
-from nutfree.numerics.programs import jitted
 from nutfree.numerics.proximal import LaplaceTerm
 from nutfree.target import (
     LogDensity,
@@ -55,11 +52,11 @@ from nutfree.target import (
 
 @dataclass(frozen=True, eq=False)
 class ModelFrontend:
-    """A NumPyro model and what one trace of it told.
+    """A NumPyro model and what its trace says about it.
 
     Args:
         model: the model, its params replaced by their values.
-        original: the model as it was given.
+        original: the model as the user gave it.
         supports: constraint of each latent site.
         shapes: shape of each latent site on the sampling space.
         laplace: latent sites with a Laplace distribution.
@@ -80,63 +77,13 @@ class ModelFrontend:
     advice: Mapping[str, str] = field(default_factory=dict)
 
     def starter(
-        self,
-        args: tuple = (),
-        kwargs: Mapping[str, Any] | None = None,
-        *,
-        init_strategy: Callable = init_to_uniform,
-        validate_grad: bool = True,
+        self, args: tuple = (), kwargs: Mapping[str, Any] | None = None, **how: Any
     ) -> Callable[[jax.Array], Position]:
-        """`rng_key -> position`, where the log density is finite; compiled once.
-
-        It takes one key, or a batch of them, shape `(num_chains,)`, and finds a
-        position for each.
-
-        Raises (when called):
-            InvalidData: if a NaN in the data is why there is none.
-            NoFiniteStart: if there is none for another reason.
-        """
-        args, kwargs = in_memory((args, dict(kwargs or {})))
-
-        def search(rng_key):
-            found = initialize_model(
-                rng_key,
-                full_data(self.model),
-                init_strategy=init_strategy,
-                model_args=args,
-                model_kwargs=kwargs,
-                validate_grad=validate_grad,
-            ).param_info
-            gradient = found.z_grad if validate_grad else ()
-            return found.z, is_finite(found.potential_energy, gradient)
-
-        # one program; op by op, each of them would be compiled
-        compiled = jitted(search)
-
-        def start(rng_key: jax.Array) -> Position:
-            try:
-                position, good = compiled(rng_key)
-            except (TypeError, ValueError) as error:
-                raise cannot_run(error) from error
-            if not isinstance(good, jax.core.Tracer) and not good:
-                check_nan(args, kwargs)
-                raise self._why_no_start(args, kwargs)
-            return position
-
-        return start
-
-    def _why_no_start(self, args, kwargs) -> NoFiniteStart:
-        log_probs, _ = compute_log_probs(_started(self.model, 0), args, kwargs, {})
-        bad = [k for k, v in log_probs.items() if not bool(jnp.isfinite(v))]
-        where = f" Sites with no finite log density: {', '.join(bad)}." if bad else ""
-        return NoFiniteStart(
-            f"No starting point with a finite log density in 100 tries.{where} Check "
-            "that the data lie in the support of their distribution, or pass "
-            "init_strategy=numpyro.infer.init_to_value(values={...}) or init_params."
-        )
+        """Return `rng_key -> position`, see `nutfree.frontends.starts.starter`."""
+        return starter(self.model, args, kwargs, **how)
 
     def prior_logdensity(self, args: tuple = (), kwargs=None) -> LogDensity:
-        """Log density of the latent sites alone on the sampling space."""
+        """Return the log density of the latent sites alone, on the sampling space."""
         model = prior_only(full_data(handlers.seed(self.model, 0)))
         kwargs = dict(kwargs or {})
         return lambda position: -potential_energy(model, args, kwargs, position)
@@ -144,7 +91,7 @@ class ModelFrontend:
     def build(
         self, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Target:
-        """The target for these arguments; traceable in them."""
+        """Build the target for these arguments; it is traceable in them."""
         kwargs = dict(kwargs or {})
         if find(Window, (args, kwargs)):
             return streamed_target(self, args, kwargs)
@@ -216,7 +163,7 @@ class ModelFrontend:
         return Split(terms, self.supports, latent, unconstrain, log_det)
 
     def _shards(self, args, kwargs) -> tuple[Target, ...] | None:
-        """One target per owner: its likelihood and an even share of the prior."""
+        """Build a target per owner: its likelihood and an even share of the prior."""
         if not isinstance(self.original, FederatedModel):
             return None
         owners = shard_models(self.original, *args, **kwargs)
@@ -247,7 +194,7 @@ def analyse(
     args, kwargs = in_memory((args, dict(kwargs or {})))
     try:
         trace, another = (
-            handlers.trace(_started(model, seed)).get_trace(*args, **kwargs)
+            handlers.trace(at_random(model, seed)).get_trace(*args, **kwargs)
             for seed in (0, 1)
         )
     except NutfreeError:
@@ -297,7 +244,7 @@ def model_target(
     plate: str | None = None,
     rng_key: jax.Array | None = None,
 ) -> Target:
-    """The `Target` of a NumPyro model, with `position` set to a starting point.
+    """Build the `Target` of a NumPyro model, its `position` a starting point.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist
@@ -319,7 +266,7 @@ def model_target(
 
 
 def _shard(model: Callable, num_owners: int) -> Target:
-    """The target of one owner's model, whose prior counts 1 / num_owners."""
+    """Build the target of one owner's model, whose prior counts 1 / num_owners."""
     frontend = analyse(model)
     target, prior = frontend.build(), frontend.prior_logdensity()
 
@@ -338,9 +285,3 @@ def _shard(model: Callable, num_owners: int) -> Target:
         return outside - shared(position), rows
 
     return Target(logdensity, minibatch=replace(whole, terms=terms))
-
-
-def _started(model, seed: int):
-    """The model on all rows, its latent sites at a random point of their supports."""
-    seeded = full_data(handlers.seed(model, seed))
-    return handlers.substitute(seeded, substitute_fn=init_to_uniform)

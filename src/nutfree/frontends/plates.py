@@ -1,4 +1,4 @@
-"""Which plate's rows can be drawn in batches, and the log density row by row."""
+"""The plate whose rows can be drawn in batches, and the log density row by row."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,11 @@ def _in_plate(site, plate: str) -> bool:
 
 
 def data_plate(model, trace, args, kwargs, wanted):
-    """`(plate, num_data, advice)`: the plate whose rows can be drawn in batches."""
+    """Find the plate whose rows can be drawn in batches.
+
+    Returns:
+        `(plate, num_data, advice)`; without such a plate `(None, 0, advice)`.
+    """
     plates = {k: s["args"][0] for k, s in trace.items() if s["type"] == "plate"}
     observed, local = {}, {}
     for name, site in trace.items():
@@ -72,7 +76,7 @@ def data_plate(model, trace, args, kwargs, wanted):
 
 
 def _subsamples(model, plate, size, args, kwargs) -> bool:
-    """Whether the model runs on fewer rows of the plate than there are."""
+    """Say whether the model runs on fewer rows of the plate than there are."""
     terms = row_terms(model, plate, size, args, kwargs)
     rows = jax.ShapeDtypeStruct((size - 1,), jnp.int32)
     try:
@@ -83,7 +87,7 @@ def _subsamples(model, plate, size, args, kwargs) -> bool:
 
 
 def _rows_stand_alone(model, plate, size, args, kwargs) -> bool:
-    """Whether a row, and what is outside of the plate, is the same in two batches."""
+    """Say whether a row, and all outside of the plate, is the same in two batches."""
     terms = row_terms(model, plate, size, args, kwargs)
 
     def first(other: int):
@@ -98,9 +102,9 @@ def _rows_stand_alone(model, plate, size, args, kwargs) -> bool:
 
 
 def row_terms(model, plate, num_data, args, kwargs):
-    """`terms(position, indices)` of `Minibatch`, for one plate of a model.
+    """Return the `terms(position, indices)` of `Minibatch`, for one plate of a model.
 
-    A position of None stands for any: shapes only.
+    A position of None is one at random, for code that asks for shapes alone.
     """
 
     def terms(position, indices):

@@ -1,4 +1,4 @@
-"""What a latent site's distribution tells: its kind and its support."""
+"""Kind and support of a latent site, from its distribution."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import numpyro.distributions as dist
 
 
 def base(fn):
-    """The distribution inside expansions and independent dimensions."""
+    """Return the distribution inside expansions and independent dimensions."""
     while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
         fn = fn.base_dist
     return fn
@@ -28,13 +28,13 @@ def is_real(support) -> bool:
 
 
 def unconstrained_shape(site) -> tuple[int, ...]:
-    """Shape of a latent site on the sampling space."""
+    """Return the shape of a latent site on the sampling space."""
     transform = dist.biject_to(site["fn"].support)
     return tuple(transform.inverse_shape(jnp.shape(site["value"])))
 
 
 def support(fn, another):
-    """The support, or `constraints.dependent` where its bounds depend on a site.
+    """Return the support, `constraints.dependent` where bounds depend on a site.
 
     The two distributions are those of one site in two traces.
     """

@@ -1,8 +1,8 @@
-"""A model whose rows are on disk, as a `Target` on the rows that are in memory.
+"""A model whose rows are on disk becomes a `Target` on the rows that are in memory.
 
-The model is called with `Window`s in place of its arrays. They have the shape of all
-rows, and hand out those that the data plate asks for: row i is whatever row the window
-holds at place i modulo its size, which is uniform where i is.
+The model is called with `Window`s in place of its arrays. A window has the shape of all
+rows, and gives the data plate the rows that it asks for: in place of row i, the one
+that the window holds at place i modulo its size. That row is uniform where i is.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from nutfree.frontends.plates import row_terms
 from nutfree.minibatch.gradients import sum_rows
 from nutfree.target import InOrder, Minibatch, Target
 
+#: Name of the device mesh's axis over which rows are spread.
 AXIS = "rows"
-#: Rows on which the model is looked at, and from which a start is found.
+#: Rows with which the model is analysed and a start is found.
 FEW = 1000
 
 
 @jax.tree_util.register_pytree_node_class
 class Window:
-    """Rows of one array that are in memory.
+    """The rows of one array that are in memory.
 
     Args:
-        source, name: the array that they are from.
+        source, name: the array that the rows are from.
         value: the rows, shape `(devices, places, ...)`, spread over the devices.
         offset: row number that the first place stands for.
     """
@@ -66,7 +67,7 @@ class Window:
         return self.shape[0]
 
     def __getitem__(self, indices) -> jax.Array:
-        """The rows that stand for these, `(n, ...)`; each device takes its own."""
+        """Return the rows that stand for these, `(n, ...)`; a device takes its own."""
         if not hasattr(indices, "dtype") or jnp.ndim(indices) != 1:
             self._refuse()
         parts, places = self.value.shape[:2]
@@ -79,7 +80,7 @@ class Window:
         return _spread(self.source, found).reshape(-1, *self.value.shape[2:])
 
     def few(self) -> jax.Array:
-        """Some of the rows as an array like any other."""
+        """Return some of the rows as an array like any other."""
         value = self.value[0]
         return value[: min(FEW, value.shape[0])]
 
@@ -106,7 +107,7 @@ def _is(kind: type | tuple[type, ...]) -> Callable[[Any], bool]:
 
 
 def find(kind: type | tuple[type, ...], tree: Any) -> list:
-    """The leaves of a tree that are of a kind."""
+    """Return the leaves of a tree that are of a kind."""
     return [x for x in jax.tree.leaves(tree, is_leaf=_is(kind)) if isinstance(x, kind)]
 
 
@@ -117,7 +118,7 @@ def replaced(kind: type, by: Callable, tree: Any) -> Any:
 
 
 def only_source(tree: Any) -> Source:
-    """Where the rows of a tree, which has some, are from."""
+    """Return the source of the rows of a tree, which has some on disk."""
     sources = {rows.source for rows in find((DiskRows, Window), tree)}
     if len(sources) > 1:
         raise InvalidData("Pass the arrays of a single nutfree.rows(...).")
@@ -125,14 +126,14 @@ def only_source(tree: Any) -> Source:
 
 
 def windowed(tree: Any, source: Source, arrays: dict) -> Any:
-    """The arguments with windows of `on_devices`' arrays for those on disk."""
+    """Replace rows on disk by windows of the arrays that `on_devices` has made."""
     return replaced(
         DiskRows, lambda rows: Window(source, rows.name, arrays[rows.name]), tree
     )
 
 
 def first_window(tree: Any, seed: int) -> Any:
-    """The arguments with random rows in memory for those on disk."""
+    """Replace rows on disk by random ones of them in memory."""
     if not find(DiskRows, tree):
         return tree
     source = only_source(tree)
@@ -234,7 +235,7 @@ def check_deterministic(trace, plate: str) -> None:
 
 
 def streamed_target(frontend: Any, args: tuple, kwargs: dict) -> Target:
-    """The target of a model whose arguments have `Window`s.
+    """Build the target of a model whose arguments have `Window`s.
 
     Args:
         frontend: the `ModelFrontend` of the model on a few rows.

@@ -58,7 +58,7 @@ def test_ula_has_the_variance_of_its_discretised_chain(preconditioner):
 
 
 def test_ula_bias_halves_with_the_step_size():
-    """Bias h/4 of the variance; 30,000 chains give it with a standard error of 0.005."""
+    """Bias h/4 of the variance; 30,000 chains have a standard error of 0.005."""
     inflation = []
     for step_size in (0.8, 0.4):
         params = {"step_size": step_size, "inverse_mass_matrix": VARIANCES}

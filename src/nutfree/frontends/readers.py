@@ -1,0 +1,151 @@
+"""Arrays on disk that are read by ranges of rows: `.npy`, Zarr, Parquet, HDF5."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from nutfree.errors import InvalidData, NutfreeError
+
+
+class Reader:
+    """An array on disk, read by ranges of rows.
+
+    Args:
+        read: `read(low, high)`, rows low to high - 1 as a numpy array.
+        shape: of the array, rows first.
+        edges: where its storage chunks begin, and its end: `(0, ..., num_rows)`; two
+            numbers where any rows are read as easily as any others.
+    """
+
+    def __init__(self, read: Callable, shape: Sequence[int], dtype: Any, edges=None):
+        self.shape = tuple(shape)
+        self.dtype = jax.dtypes.canonicalize_dtype(dtype)
+        self.edges = np.asarray([0, shape[0]] if edges is None else edges, np.int64)
+        self._read = read
+        self._chunk: tuple[int, Any] = (-1, None)
+
+    def __call__(self, low: int, high: int) -> np.ndarray:
+        if len(self.edges) == 2:
+            return np.asarray(self._read(low, high), self.dtype)
+        parts = []
+        while low < high:
+            chunk = int(np.searchsorted(self.edges, low, "right")) - 1
+            begin, end = int(self.edges[chunk]), int(self.edges[chunk + 1])
+            if self._chunk[0] != chunk:  # a chunk is decoded once for its many blocks
+                value = np.asarray(self._read(begin, end), self.dtype)
+                self._chunk = (chunk, value)
+            parts.append(self._chunk[1][low - begin : min(high, end) - begin])
+            low = min(high, end)
+        return np.concatenate(parts) if len(parts) != 1 else parts[0]
+
+
+def open_array(name: str, value: Any) -> Reader:
+    """Open the array that is called `name`, from its path or by its slices.
+
+    Raises:
+        InvalidData: if it is neither, or has no rows.
+    """
+    if isinstance(value, str | os.PathLike):
+        path = Path(value)
+        if path.suffix == ".npy":
+            value = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            value = _needed("zarr").open_array(path, mode="r")
+    if not all(hasattr(value, a) for a in ("shape", "dtype", "__getitem__")):
+        raise InvalidData(
+            f"'{name}' is a {type(value).__name__}. Pass the path of a .npy file or of "
+            "a Zarr array, or an array that reads its rows by slices."
+        )
+    if not value.shape or not value.shape[0]:
+        raise InvalidData(f"'{name}' has no rows: its shape is {value.shape}.")
+    if isinstance(value, np.memmap) and _is_whole(value):
+        return Reader(_pread(value), value.shape, value.dtype)
+    chunks = getattr(value, "chunks", None)
+    edges = None
+    if chunks and chunks[0] < value.shape[0]:
+        edges = [*range(0, value.shape[0], chunks[0]), value.shape[0]]
+    return Reader(lambda low, high: value[low:high], value.shape, value.dtype, edges)
+
+
+def _is_whole(value: np.memmap) -> bool:
+    """Say whether the array is its file from `offset` on, not a part of the mapping."""
+    return (
+        isinstance(value.base, mmap.mmap)
+        and value.filename is not None
+        and value.flags.c_contiguous
+        and value.offset + value.nbytes == os.path.getsize(value.filename)
+    )
+
+
+def _pread(value: np.memmap) -> Callable:
+    """Make a `read` into memory of its own; pages of a mapping would pile up."""
+    path = Path(str(value.filename))
+    file = path.open("rb", buffering=0)  # for as long as the reader
+    offset, shape, dtype = value.offset, value.shape[1:], value.dtype
+    row_bytes = dtype.itemsize * int(np.prod(shape))
+
+    def read(low: int, high: int) -> np.ndarray:
+        found = np.empty((high - low, *shape), dtype)
+        at, left = offset + low * row_bytes, memoryview(found).cast("B")
+        while left.nbytes:
+            got = os.preadv(file.fileno(), [left], at)
+            if not got:
+                raise InvalidData(f"'{value.filename}' ends before its last row.")
+            at, left = at + got, left[got:]
+        return found
+
+    return read
+
+
+def open_parquet(
+    path: str | os.PathLike, columns: Mapping[str, Any]
+) -> dict[str, Reader]:
+    """Open columns of a Parquet file: each name has a column, or several as a matrix.
+
+    Raises:
+        InvalidData: if the file does not have a column.
+    """
+    file = _needed("pyarrow.parquet", "parquet").ParquetFile(path)
+    meta = file.metadata
+    sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+    edges = np.concatenate([[0], np.cumsum(sizes)])
+
+    def reader(name: str, wanted: str | Sequence[str]) -> Reader:
+        names = [wanted] if isinstance(wanted, str) else list(wanted)
+        absent = [n for n in names if n not in file.schema_arrow.names]
+        if absent:
+            listed = ", ".join(file.schema_arrow.names)
+            raise InvalidData(f"'{path}' has no column '{absent[0]}', only {listed}.")
+
+        def read(low: int, high: int) -> np.ndarray:
+            first, last = np.searchsorted(edges, [low, high - 1], "right") - 1
+            groups = list(range(int(first), int(last) + 1))
+            table = file.read_row_groups(groups, columns=names)
+            table = table.slice(low - int(edges[first]), high - low)
+            found = [table.column(n).to_numpy() for n in names]
+            return found[0] if isinstance(wanted, str) else np.stack(found, axis=1)
+
+        few = read(0, 1)
+        return Reader(read, (meta.num_rows, *few.shape[1:]), few.dtype, edges)
+
+    return {name: reader(name, wanted) for name, wanted in columns.items()}
+
+
+def _needed(module: str, extra: str | None = None) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0]
+        how = f'pip install "nutfree[{extra}]"' if extra else f"pip install {package}"
+        raise NutfreeError(
+            f"Reading these rows needs {package}, which is not installed: {how}."
+        ) from error

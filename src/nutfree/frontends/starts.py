@@ -1,0 +1,88 @@
+"""Starting points, where the log density of a NumPyro model is finite."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro import handlers
+from numpyro.infer.initialization import init_to_uniform
+from numpyro.infer.util import compute_log_probs, initialize_model
+
+from nutfree.errors import NoFiniteStart
+from nutfree.frontends.checks import cannot_run, check_nan
+from nutfree.frontends.handlers import full_data
+from nutfree.frontends.windows import in_memory
+from nutfree.numerics.evaluation import is_finite
+from nutfree.numerics.programs import jitted
+from nutfree.target import Position
+
+
+def starter(
+    model: Callable,
+    args: tuple = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    init_strategy: Callable = init_to_uniform,
+    validate_grad: bool = True,
+) -> Callable[[jax.Array], Position]:
+    """Return `rng_key -> position`, where the log density is finite; compiled once.
+
+    It takes one key, or a batch of them, shape `(num_chains,)`, and finds a position
+    for each.
+
+    Args:
+        model: a NumPyro model without params.
+        args, kwargs: its arguments.
+        init_strategy: NumPyro's, for the points that are tried.
+        validate_grad: whether the gradient has to be finite, too.
+
+    Raises (when called):
+        InvalidData: if a NaN in the data is why there is none.
+        NoFiniteStart: if there is none for another reason.
+    """
+    args, kwargs = in_memory((args, dict(kwargs or {})))
+
+    def search(rng_key):
+        found = initialize_model(
+            rng_key,
+            full_data(model),
+            init_strategy=init_strategy,
+            model_args=args,
+            model_kwargs=kwargs,
+            validate_grad=validate_grad,
+        ).param_info
+        gradient = found.z_grad if validate_grad else ()
+        return found.z, is_finite(found.potential_energy, gradient)
+
+    # one program; op by op, each of them would be compiled
+    compiled = jitted(search)
+
+    def start(rng_key: jax.Array) -> Position:
+        try:
+            position, good = compiled(rng_key)
+        except (TypeError, ValueError) as error:
+            raise cannot_run(error) from error
+        if not isinstance(good, jax.core.Tracer) and not good:
+            check_nan(args, kwargs)
+            raise _why_no_start(model, args, kwargs)
+        return position
+
+    return start
+
+
+def _why_no_start(model, args, kwargs) -> NoFiniteStart:
+    log_probs, _ = compute_log_probs(at_random(model, 0), args, kwargs, {})
+    bad = [k for k, v in log_probs.items() if not bool(jnp.isfinite(v))]
+    where = f" Sites with no finite log density: {', '.join(bad)}." if bad else ""
+    return NoFiniteStart(
+        f"No starting point with a finite log density in 100 tries.{where} Check "
+        "that the data lie in the support of their distribution, or pass "
+        "init_strategy=numpyro.infer.init_to_value(values={...}) or init_params."
+    )
+
+
+def at_random(model, seed: int):
+    """Put the latent sites at a random point of their supports; take all rows."""
+    seeded = full_data(handlers.seed(model, seed))
+    return handlers.substitute(seeded, substitute_fn=init_to_uniform)

@@ -91,6 +91,8 @@ def find_modes(
         >>> found = find_modes(Target(logdensity, position=jnp.zeros(1)))
         >>> sorted(found.position.round(2).ravel().tolist()), found.sd.round(2).tolist()
         ([-3.0, 3.0], [[0.5], [0.5]])
+        >>> found.weights.round(2).tolist()
+        [0.5, 0.5]
     """
     _, unravel = ravel_pytree(target.position)
 

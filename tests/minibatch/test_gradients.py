@@ -55,8 +55,8 @@ def test_estimators_are_unbiased(name):
     def estimate(i):
         return ESTIMATORS[name](minibatch, alike(i[None], 300), x, control, 0.0)[0]
 
-    mean = jnp.mean(jax.vmap(estimate)(jnp.arange(300)), axis=0)
-    expected = jax.grad(minibatch.logdensity)(x, jnp.arange(300))
+    mean = jnp.mean(jax.jit(jax.vmap(estimate))(jnp.arange(300)), axis=0)
+    expected = jax.jit(jax.grad(minibatch.logdensity))(x, jnp.arange(300))
     np.testing.assert_allclose(mean, expected, rtol=1e-3, atol=1e-2)
 
 
@@ -191,8 +191,9 @@ def test_full_logdensity_works_for_many_positions_at_once():
     climb = full_logdensity(minibatch, jnp.zeros(2))
     xs = jax.random.normal(jax.random.key(0), (4, 2))
     with full_precision():
-        together = jax.vmap(jax.value_and_grad(climb))(xs)
-        apart = [jax.value_and_grad(climb)(x) for x in xs]
+        one = jax.value_and_grad(climb)
+        together, alone = jax.jit(jax.vmap(one))(xs), jax.jit(one)
+        apart = [alone(x) for x in xs]
     for i, (value, gradient) in enumerate(apart):
         np.testing.assert_allclose(together[0][i], value, rtol=1e-5)
         np.testing.assert_allclose(together[1][i], gradient, rtol=1e-4, atol=1e-3)

@@ -35,8 +35,8 @@ def test_distinct_rows_are_distinct_and_within_the_data(num_data, batch_size):
 
 
 def test_distinct_rows_have_the_variance_of_draws_without_replacement():
-    # beyond the permuted sizes: f(i) = i in units of its sd, N = 5000, n = 2000
-    num_data, batch_size, draws = 5000, 2000, 4000
+    # beyond the permuted sizes: f(i) = i in units of its sd, N = 5000, n = 1000
+    num_data, batch_size, draws = 5000, 1000, 2000
     f = np.arange(num_data) - (num_data - 1) / 2
     f /= f.std()
     values = jnp.asarray(f)
@@ -47,22 +47,24 @@ def test_distinct_rows_have_the_variance_of_draws_without_replacement():
 
     totals = jax.jit(jax.vmap(total))(jax.random.split(jax.random.key(1), draws))
     expected = num_data**2 / batch_size * (num_data - batch_size) / (num_data - 1)
-    # four Monte-Carlo errors, sqrt(2/4000) = 0.022 relative: 1e-4 false alarms
-    np.testing.assert_allclose(np.var(totals), expected, rtol=0.09)
+    # four Monte-Carlo errors, sqrt(2/2000) = 0.032 relative: 1e-4 false alarms; with
+    # replacement the variance would be 25 % more
+    np.testing.assert_allclose(np.var(totals), expected, rtol=0.126)
     assert abs(np.mean(totals)) < 4 * (expected / draws) ** 0.5
 
 
 @pytest.mark.parametrize("num_data", [1, 7, 1000])
 def test_importance_weights_are_the_inverse_of_the_probabilities(num_data):
     importance = np.random.default_rng(0).gamma(0.5, size=num_data)
-    shares = row_shares(jnp.asarray(importance))
+    shares = jax.jit(row_shares)(jnp.asarray(importance))
     probabilities = np.asarray(shares.entries) / len(shares.table)
     # as asked for, to within an entry of the table or two
     asked = 0.9 * importance / importance.sum() + 0.1 / num_data
     assert (
         np.max(np.abs(probabilities - asked)) < 3 / len(shares.table) + 2e-3 / num_data
     )
-    rows = draw_by_shares(jax.random.key(0), shares, 200_000)
+    draw = jax.jit(draw_by_shares, static_argnums=2)
+    rows = draw(jax.random.key(0), shares, 200_000)
     assert 0 <= int(rows.indices.min()) <= int(rows.indices.max()) < num_data
     expected = 1 / (200_000 * probabilities[np.asarray(rows.indices)])
     np.testing.assert_allclose(rows.weights, expected, rtol=1e-6)
@@ -88,13 +90,15 @@ def test_a_million_probabilities_are_those_of_the_table():
 @pytest.mark.parametrize("num_data", [1, 7, 1000, 5000])
 def test_even_and_uneven_tables_can_take_each_others_place(num_data, x64):
     with jax.enable_x64(x64):
-        uneven, even = row_shares(jnp.arange(1.0, num_data + 1)), even_shares(num_data)
+        uneven = jax.eval_shape(row_shares, jnp.arange(1.0, num_data + 1))
+        even = jax.eval_shape(lambda: even_shares(num_data))
         for one, other in zip(uneven, even, strict=True):
             assert (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
 def test_importance_that_is_not_finite_falls_back_to_even_draws():
-    rows = draw_by_shares(jax.random.key(0), row_shares(jnp.full(50, jnp.nan)), 10)
+    shares = jax.jit(row_shares)(jnp.full(50, jnp.nan))
+    rows = draw_by_shares(jax.random.key(0), shares, 10)
     np.testing.assert_allclose(rows.weights, 5.0, rtol=1e-6)
 
 

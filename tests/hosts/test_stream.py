@@ -18,7 +18,8 @@ from nutfree.hosts.stream import loaded
 from nutfree.minibatch.gradients import flat_minibatch, sum_rows
 
 N, DIM = 20_000, 3
-SETTINGS = {"num_warmup": 5, "num_samples": 400, "num_chains": 4}
+SETTINGS = {"num_warmup": 5, "num_samples": 100, "num_chains": 2}
+LONG = {"num_samples": 400, "num_chains": 4}
 ROOT = Path(__file__).parents[2]
 
 
@@ -79,14 +80,20 @@ def laplace(X, y):
 
 
 @pytest.mark.slow
-def test_draws_have_the_law_of_those_from_rows_in_memory(streamed, arrays):
-    whole = run(arrays, seed=1)
+def test_draws_have_the_law_of_those_from_rows_in_memory(folder, arrays):
+    one = jax.local_devices()[:1]
+    runs = [
+        run(on_disk(folder), **LONG),
+        run(arrays, seed=1, **LONG),
+        # on one device the batches are others, and their law is the same
+        run(on_disk(folder, devices=one), seed=2, **LONG),
+    ]
     mode, sd = laplace(**arrays)
-    for tree in (streamed, whole):
+    for tree in runs:
         draws = tree["posterior"]["beta"].values.reshape(-1, DIM)
         # 1,600 draws, a transition forgets 63 %: 700 of them are effective. Mean known
         # to 0.04 sd, sd to 2.7 %, and 2.5 % too large as max_inflation has it; four of
-        # each: 1e-3 false alarms in all
+        # each: 2e-3 false alarms in all
         np.testing.assert_allclose(draws.mean(0), mode, atol=0.16 * sd.max())
         np.testing.assert_allclose(draws.std(0) / sd, 1.025, atol=0.11)
 
@@ -97,17 +104,12 @@ def test_tree_says_how_the_rows_were_read(streamed):
     assert attrs["window_rows"] == 4000
     # 80 blocks: known to 16 %, for the worst of four columns
     assert attrs["row_order_effect"] < 1.7
-    assert streamed["posterior"]["norm"].shape == (4, 400)
+    assert streamed["posterior"]["norm"].shape == (2, 100)
     assert "observed_data" not in streamed
 
 
-def test_the_same_seed_gives_the_same_draws(streamed, folder):
-    again = run(on_disk(folder))["posterior"]["beta"]
-    np.testing.assert_array_equal(again, streamed["posterior"]["beta"])
-
-
 @pytest.mark.filterwarnings("ignore:Interrupted")
-def test_a_checkpoint_goes_on_with_the_next_window(
+def test_a_checkpoint_goes_on_with_the_next_window_and_makes_the_draws_of_its_seed(
     streamed, folder, tmp_path, monkeypatch
 ):
     from nutfree.hosts import pieces
@@ -124,7 +126,7 @@ def test_a_checkpoint_goes_on_with_the_next_window(
     with monkeypatch.context() as patch:
         patch.setattr(pieces, "tqdm", Stopping)
         part = run(on_disk(folder), checkpoint=tmp_path / "run")
-    assert part["posterior"].sizes["draw"] < 400
+    assert 0 < part["posterior"].sizes["draw"] < 100
     whole = run(on_disk(folder), checkpoint=tmp_path / "run")
     np.testing.assert_array_equal(
         whole["posterior"]["beta"], streamed["posterior"]["beta"]
@@ -249,18 +251,12 @@ def test_windows_that_stay_too_long_are_warned_of(folder):
         )
 
 
-def test_rows_are_spread_over_the_devices(streamed, folder, arrays):
+def test_rows_are_spread_over_the_devices(folder):
     two = jax.local_devices(backend="cpu")  # also where there is a GPU
     assert len(two) == 2
     source = on_disk(folder, devices=two)["X"].source
     window = on_devices(source, source.window([0], 0))["X"]
     assert {s.data.shape for s in window.addressable_shards} == {(1, 2000, DIM)}
-    # on one device the batches are others and their law is the same
-    single = run(on_disk(folder, devices=jax.local_devices()[:1]), seed=2)
-    mode, sd = laplace(**arrays)
-    draws = single["posterior"]["beta"].values.reshape(-1, DIM)
-    np.testing.assert_allclose(draws.mean(0), mode, atol=0.16 * sd.max())
-    np.testing.assert_allclose(draws.std(0) / sd, 1.025, atol=0.11)
 
 
 _GROWTH = """

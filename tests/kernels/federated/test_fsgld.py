@@ -137,29 +137,31 @@ def chains(target, params, *, num_chains, num_transitions, start, **static):
     return _chains(keys, params, jnp.asarray(start), target, num_transitions, options)
 
 
-def test_gaussian_owners_have_the_law_of_the_full_data_chain(gaussian):
+@pytest.mark.parametrize(
+    "visits", ["size", pytest.param("uniform", marks=pytest.mark.slow)]
+)
+def test_gaussian_owners_have_the_law_of_the_full_data_chain(gaussian, visits):
     # with exact surrogates visits add no noise: variance 1/(1 - h/4), whatever the
     # owners, the delay K and the probabilities of a visit
     target, mean, covariance = gaussian
     params = pilot(target).params | {"step_size": 0.4}
     np.testing.assert_allclose(params["gradient_noise"], 0, atol=1e-3)
-    for visits in ("size", "uniform"):
-        draws, info = chains(
-            target,
-            params | {"num_rounds": 1},
-            num_chains=8000,
-            num_transitions=3,
-            start=jnp.asarray(mean),
-            visits=visits,
-        )
-        whitened = np.linalg.solve(
-            np.linalg.cholesky(covariance), (np.asarray(draws) - mean).T
-        )
-        # four Monte-Carlo errors of 0.012, and of sqrt(2/8000) = 0.016: 3e-4
-        np.testing.assert_allclose(whitened.mean(axis=1), 0, atol=0.047)
-        np.testing.assert_allclose(np.cov(whitened), np.eye(2) / 0.9, atol=0.07)
-        expected = predicted_inflation(0.4, 0.0, 1.0)
-        np.testing.assert_allclose(info.predicted_inflation, expected, atol=1e-3)
+    draws, info = chains(
+        target,
+        params | {"num_rounds": 1},
+        num_chains=8000,
+        num_transitions=3,
+        start=jnp.asarray(mean),
+        visits=visits,
+    )
+    whitened = np.linalg.solve(
+        np.linalg.cholesky(covariance), (np.asarray(draws) - mean).T
+    )
+    # four Monte-Carlo errors of 0.012, and of sqrt(2/8000) = 0.016: 3e-4
+    np.testing.assert_allclose(whitened.mean(axis=1), 0, atol=0.047)
+    np.testing.assert_allclose(np.cov(whitened), np.eye(2) / 0.9, atol=0.07)
+    expected = predicted_inflation(0.4, 0.0, 1.0)
+    np.testing.assert_allclose(info.predicted_inflation, expected, atol=1e-3)
 
 
 def test_without_conducive_gradients_heterogeneous_owners_are_visibly_off(gaussian):
@@ -295,11 +297,12 @@ def test_conducive_gradients_have_mean_zero_over_owners(logistic):
 
 def test_surrogate_of_a_gaussian_is_exact_wherever_it_is_expanded(gaussian):
     target, _, _ = gaussian
-    surrogate, count = fit_surrogate(
-        jax.random.key(0), target.shards[1], jnp.array([5.0, -5.0]), 0.0
-    )
+    shard = target.shards[1]
+    surrogate, count = jax.jit(
+        lambda centre: fit_surrogate(jax.random.key(0), shard, centre, 0.0)
+    )(jnp.array([5.0, -5.0]))
     x = jnp.array([1.0, 2.0])
-    expected = jax.grad(target.shards[1])(x)
+    expected = jax.jit(jax.grad(shard))(x)
     np.testing.assert_allclose(surrogate_gradient(surrogate, x), expected, rtol=1e-4)
     assert count == 1 + 2 * 2
 
@@ -390,6 +393,7 @@ def test_vmapped_and_sequential_chains_agree(gaussian):
     np.testing.assert_allclose(together, apart, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_numpyro_model_of_several_owners_is_sampled():
     from numpyro.infer import MCMC
 

@@ -339,6 +339,7 @@ def test_chains_start_apart(skewed):
     assert 0.1 * sd[1] < starts[:, 1].std() < 5 * sd[1]
 
 
+@pytest.mark.slow
 def test_a_numpyro_model_is_sampled_in_batches():
     rng = np.random.default_rng(0)
     y = rng.normal(2.0, 1.5, size=3000)

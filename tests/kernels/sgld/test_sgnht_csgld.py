@@ -7,6 +7,7 @@ import pytest
 
 from nutfree import registry
 from nutfree.kernels.sgld.csgld import DYNAMICS as CYCLE
+from nutfree.kernels.sgld.sgbaoab import DYNAMICS as BAOAB
 from nutfree.minibatch.gradients import control_at
 from nutfree.target import Minibatch, Target
 from tests.kernels.sgld.test_stochastic import (
@@ -26,7 +27,7 @@ from tests.kernels.sgld.test_stochastic import (
 )
 from tests.recursions import Recursion, stationary
 
-sgld, csgld, sgnht, sgbaoab = map(registry.get, ("sgld", "csgld", "sgnht", "sgbaoab"))
+sgld, csgld, sgnht = map(registry.get, ("sgld", "csgld", "sgnht"))
 
 
 def location(num_data, dim, seed=0):
@@ -68,16 +69,16 @@ def run(spec, target, mean, num_data, keys, num_transitions, static, params):
 
 def test_the_thermostat_takes_up_noise_that_is_alike_in_every_coordinate():
     # V = 10 in units of the posterior: BAOAB at friction 2 and h = 0.2 has variances of
-    # 1.6; the thermostat's friction is A + hV/2 = 3
+    # 1.5; the thermostat's friction is A + hV/2 = 3
     num_data, dim = 100, 60
     target, mean, noise = location(num_data, dim)
-    keys = jax.random.split(jax.random.key(0), 300)
+    keys = jax.random.split(jax.random.key(0), 200)
     static, params = {"batch_size": 10}, {"step_size": 0.2, "num_steps": 200}
     u, state, _ = run(sgnht, target, mean, num_data, keys, 2, static, params)
-    v, *_ = run(sgbaoab, target, mean, num_data, keys, 2, static, params)
-    # of 18,000 draws: Monte-Carlo error 0.01, and order h^2 of bias
+    # of 12,000 draws: Monte-Carlo error 0.013, and order h^2 of bias
     assert np.mean(u**2) == pytest.approx(1.0, abs=0.05)
-    assert np.mean(v**2) > 1.4
+    v = np.mean(noise) / 10
+    assert BAOAB.inflation(jnp.asarray(0.2), v, 1.0, 1, **BAOAB.settings) > 0.4
     friction = 2 + 0.5 * 0.2 * np.mean(noise) / 10
     assert jnp.mean(state.auxiliary.xi) == pytest.approx(friction, rel=0.08)
 
@@ -97,7 +98,7 @@ def test_estimators_with_a_memory_leave_the_thermostat_nothing_to_take_up(gradie
     # rows whose gradients differ by constants: the estimate is exact
     num_data, dim = 100, 60
     target, mean, _ = location(num_data, dim)
-    keys = jax.random.split(jax.random.key(5), 300)
+    keys = jax.random.split(jax.random.key(5), 200)
     static = {"batch_size": 10, "gradient": gradient}
     params = {"step_size": 0.2, "num_steps": 200}
     if gradient == "control_variate":
@@ -113,7 +114,7 @@ def test_estimators_with_a_memory_leave_the_thermostat_nothing_to_take_up(gradie
 def test_a_cycle_has_the_law_of_its_recursion_with_each_estimator(gradient):
     target, step_size, num_steps = rows_of_slopes(), 0.4, 30
     params = {"step_size": step_size, "num_steps": num_steps}
-    static = {"gradient": gradient}
+    static, transitions = {"gradient": gradient}, 4 if gradient == "saga" else 2
     if gradient == "svrg":
         static["refresh_every"] = num_steps
     # a centre one sd from the mode
@@ -121,7 +122,7 @@ def test_a_cycle_has_the_law_of_its_recursion_with_each_estimator(gradient):
     if gradient == "control_variate":
         control, _ = control_at(target.minibatch, jnp.asarray([centre]), 0.0)
         params["control"] = control
-    u = whitened_ends(target, "csgld", params, num_transitions=4, **static)
+    u = whitened_ends(target, "csgld", params, num_transitions=transitions, **static)
     full = A.sum() - B.sum() * centre
     at_zero, slopes = SCALE * (full + N * B * centre), SCALE**2 * (1 + N * B)
     cycle = []
@@ -170,7 +171,7 @@ def test_a_cycle_ends_in_the_law_of_its_recursion(batch_size):
     keys = jax.random.split(jax.random.key(3), 20_000)
     static = {"batch_size": batch_size}
     # the position lags one step behind, of a size that is nearly zero
-    u, _, info = run(csgld, target, mean, num_data, keys, 3, static, params)
+    u, _, info = run(csgld, target, mean, num_data, keys, 1, static, params)
     spread = np.sqrt(noise) * np.array([[-1.0], [1.0]])
     cycle = []
     for k in range(num_steps):

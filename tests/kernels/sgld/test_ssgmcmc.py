@@ -50,7 +50,11 @@ def test_the_law_has_the_precision_without_the_blocks_between_groups(dropout):
     keys = jax.random.split(jax.random.key(0), 60)
     draws, counts = jax.jit(jax.vmap(one))(keys)
     # one gradient per group and step, or one in all
+    stated = ssgmcmc.gradients(
+        ssgmcmc.options(batch_size=2, dropout=dropout), params, target
+    )
     assert jnp.all(counts == (80 if dropout is None else 40))
+    assert jnp.all(counts == stated)
     between = 0.0 if dropout is None else 1 - dropout
     expected = np.linalg.inv(np.where(SAME, 1.0, between) * PRECISION)
     posterior = np.linalg.inv(PRECISION)

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import nutfree as nf
 from nutfree import registry
 from nutfree.minibatch.gradients import control_at
 from nutfree.minibatch.sampling import row_shares
@@ -118,7 +117,7 @@ def _ends(keys, params, target, name, static, num_transitions):
     return jax.vmap(one)(keys)
 
 
-def whitened_ends(target, name, params, *, num_transitions=10, chains=20_000, **static):
+def whitened_ends(target, name, params, *, num_transitions=4, chains=20_000, **static):
     """Where many chains' next gradient would be taken, in units of posterior sd."""
     keys = jax.random.split(jax.random.key(0), chains)
     static = tuple({"batch_size": 1, **static}.items())
@@ -134,14 +133,12 @@ def test_an_autoregression_has_its_textbook_variance():
     np.testing.assert_allclose(covariance, 1 / 0.75)
 
 
-#: The estimators know nothing of the dynamics: the quick suite looks at two of them.
-two_dynamics = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=pytest.mark.slow) if n in ("psgld", "sghmc") else n
-        for n in DYNAMICS
-    ],
-)
+def dynamics_of(*quick):
+    """The estimators know nothing of the dynamics: the quick suite looks at some."""
+    names = [
+        n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in DYNAMICS
+    ]
+    return pytest.mark.parametrize("name", names)
 
 
 @pytest.mark.parametrize("name", DYNAMICS)
@@ -154,7 +151,7 @@ def test_plain_gradients_have_the_law_of_the_random_recursion(name, target):
     check(u, stationary([steps]))
 
 
-@two_dynamics
+@dynamics_of("sgld", "sgbaoab")
 def test_control_variates_have_the_law_of_the_random_recursion(name, target):
     dynamics, settings, h = DYNAMICS[name]
     centre = MEAN + SCALE
@@ -213,7 +210,7 @@ def with_table(dynamics, h):
     return Recursion(maps, offsets, np.pad(noise, (0, N)))
 
 
-@two_dynamics
+@dynamics_of("sgbaoab")
 def test_svrg_has_the_law_of_the_recursion_with_its_snapshot(name, target):
     dynamics, settings, h = DYNAMICS[name]
     period = 5
@@ -228,7 +225,7 @@ def test_svrg_has_the_law_of_the_recursion_with_its_snapshot(name, target):
     check(u, stationary([refresh, *[widened] * period]))
 
 
-@two_dynamics
+@dynamics_of("sgld")
 def test_saga_has_the_law_of_the_recursion_with_its_table(name, target):
     dynamics, settings, h = DYNAMICS[name]
     u = whitened_ends(
@@ -361,7 +358,7 @@ def test_without_memory_psgld_has_the_law_that_leaving_out_gamma_gives():
 
     def one(key, smoothing):
         state = spec.init(jnp.zeros(1), target, key)
-        params = {"step_size": 0.02, "num_steps": 800, "smoothing": smoothing}
+        params = {"step_size": 0.02, "num_steps": 400, "smoothing": smoothing}
         return kernel(key, state, target, **params)[0].position[0]
 
     keys = jax.random.split(jax.random.key(0), 6000)
@@ -384,9 +381,11 @@ def test_the_step_has_the_inflation_asked_for_at_each_friction(friction):
 
 
 def test_the_step_is_tuned_at_the_friction_that_the_user_fixed(target):
-    options = {"batch_size": 2, "gradient": "plain", "friction": 0.2}
-    warmup = nf.sghmc.warmup
-    found = warmup(target, jax.random.key(0), jnp.zeros(1), 0, **options).parameters
+    options = {"gradient": "plain", "sampling": "uniform", "friction": 0.2}
+    spec = registry.get("sghmc")
+    init = spec.warmup(spec.options(batch_size=2, **options)).init
+    run = jax.jit(lambda key: init(key, jnp.zeros(1), target, 0).params)
+    found = run(jax.random.key(0))
     noise, curvature = jnp.max(found["gradient_noise"]), found["curvature"]
     inflation = _dynamics("sghmc").inflation
     predicted = inflation(found["step_size"], noise, curvature, 1, friction=0.2)

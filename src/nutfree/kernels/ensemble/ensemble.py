@@ -90,7 +90,7 @@ class ReferenceFit(NamedTuple):
 
     center: jax.Array
     covariance: jax.Array
-    count: jax.Array
+    num_ensembles: jax.Array
 
 
 def init(position, logdensity_fn, rng_key=None, options=Options()) -> EnsembleState:

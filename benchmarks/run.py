@@ -10,7 +10,19 @@ from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("overhead", "multimodal", "constrained", "bigdata", "ondisk", "federated")
+NAMES = (
+    "overhead",
+    "multimodal",
+    "constrained",
+    "nonsmooth",
+    "bigdata",
+    "ondisk",
+    "federated",
+)
+
+
+#: Those whose targets `--only` chooses.
+FILTERED = ("multimodal", "nonsmooth", "bigdata")
 
 
 def main() -> None:
@@ -20,7 +32,7 @@ def main() -> None:
     parser.add_argument(
         "--only",
         default="",
-        help="those targets of `multimodal` or `bigdata` that have this text",
+        help=f"those targets of {', '.join(FILTERED)} that have this text",
     )
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))  # `models` and `benchmarks` are not installed
@@ -29,7 +41,7 @@ def main() -> None:
     for name in NAMES if options.name == "all" else (options.name,):
         module = import_module(f"benchmarks.{name}")
         with stopwatch() as watch:
-            only = {"only": options.only} if name in ("multimodal", "bigdata") else {}
+            only = {"only": options.only} if name in FILTERED else {}
             table = module.run(options.quick, **only)
         show(module.__doc__, table, watch.seconds)
 

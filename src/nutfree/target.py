@@ -77,7 +77,12 @@ class Minibatch:
 
 
 class NonSmooth(Protocol):
-    """A convex term g of the potential, minus log density, on one site's value."""
+    """A convex term g of the potential, minus log density, on one site's value.
+
+    A norm may also have `huber(x, width)`, itself with a parabola within `width` of its
+    kink, in closed form; `width(step)`, that of its Moreau envelope; and `gap(x, step)`
+    by which that envelope lies below `huber`.
+    """
 
     def value(self, x: jax.Array) -> jax.Array:
         """g(x), a scalar."""

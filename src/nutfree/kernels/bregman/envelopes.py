@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from nutfree.kernels.bregman.entropies import HyperbolicEntropy
 from nutfree.kernels.bregman.geometry import mirror_for
 from nutfree.kernels.bregman.mirror import Euclidean
-from nutfree.target import NonSmooth, Position, Split
+from nutfree.target import Position, Split
 
 
-def moreau_envelope(term: NonSmooth, x, step):
+def moreau_envelope(term, x, step):
     """inf_y g(y) + sum (x - y)^2 / (2 step), a scalar.
 
     Args:
@@ -47,7 +47,7 @@ def right_bregman_envelope(term, entropy: HyperbolicEntropy, x, step):
     return term.value(nearest) + phi.divergence(x, nearest) / step
 
 
-def smoothed(term: NonSmooth, x, step, scale):
+def smoothed(term, x, step, scale):
     """Return what stands for g(x) in an unadjusted kernel's potential, a scalar.
 
     Moreau's envelope in the metric of `scale`, that is with the step lambda scale^2
@@ -68,7 +68,7 @@ def smoothed(term: NonSmooth, x, step, scale):
     return moreau_envelope(term, x, step)
 
 
-def widened(term: NonSmooth, x, width):
+def widened(term, x, width):
     """Return what stands for g(x) in an adjusted kernel's force, a scalar.
 
     A norm gets a parabola within `width` of its kink. Any other g gets Moreau's

@@ -40,7 +40,9 @@ def gaussian(x):
     return -0.5 * jnp.sum(x**2)
 
 
-@pytest.mark.parametrize("name", list(SHORT))
+@pytest.mark.parametrize(
+    "name", ["multalmc", "clc", pytest.param("multcdiff", marks=pytest.mark.slow)]
+)
 def test_bias_falls_geometrically_with_the_last_steps(name):
     spec = registry.get(name)
     options = spec.checked({"num_jumps": 0} | SHORT[name])

@@ -127,7 +127,7 @@ def test_slow_fast_has_no_variance_on_a_gaussian_of_its_width():
         np.testing.assert_allclose(draws.mean, expected, atol=1e-6)
 
 
-@pytest.mark.optimised
+@pytest.mark.slow
 def test_importance_bias_halves_with_twice_the_draws():
     # the bias is 0.11 at 10 draws; three decimals of it are noise
     def bias(num_draws):
@@ -161,7 +161,7 @@ def test_student_t_estimates_are_the_integrals_over_a_grid(nu):
     weights = jax.nn.softmax(tilted)
     # the score of the law of m, as in the paper
     pull = ((nu + 2) / (nu + squares))[:, None] * (GRID - M)
-    draws, _ = estimates(student, S, 2000, 20, nu)
+    draws, _ = estimates(student, S, 2000, 10, nu)
     found = jax.tree.map(lambda x: x.mean(0), draws)
     np.testing.assert_allclose(found.pulled, M + weights @ pull, atol=0.03)
     np.testing.assert_allclose(found.mean, weights @ GRID, atol=0.03)

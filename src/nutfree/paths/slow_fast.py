@@ -80,40 +80,15 @@ def slow_fast(
         restart_above: it starts again whenever s is larger than this, which keeps it
             from being trapped in a mode early in the path.
     """
-    drift_at = _scaled_drift(logdensity)
     num_discarded = num_steps // 2
     heavy = degrees_of_freedom is not None
+    fast_step = _fast_step(logdensity, width, step_size, num_stages, degrees_of_freedom)
 
     def started_again(rng_key, y, m, s):
         if heavy:
             g_key, rng_key = jax.random.split(rng_key)
             s = s / jnp.sqrt(_precision(g_key, y, m, s, degrees_of_freedom)[0])
         return m if restart is None else restart(rng_key, m, s)
-
-    def moved(y, drift, noise, tilt, count):
-        if not num_stages:
-            return y + 0.5 * step_size * drift + noise, count
-
-        def half_drift(y, count):
-            drift, count = drift_at(y, tilt, count)
-            return 0.5 * drift, count
-
-        stages = {"step_size": step_size, "num_stages": num_stages}
-        return sk_rock(half_drift, y, noise, count, **stages)
-
-    def fast_step(rng_key, y, m, s, count):
-        """`(y', estimate at y, count)`."""
-        g, spread = jnp.ones((), y.dtype), jnp.ones((), y.dtype)
-        if heavy:
-            g_key, rng_key = jax.random.split(rng_key)
-            g, spread = _precision(g_key, y, m, s, degrees_of_freedom)
-        tilt = Tilt(m, s**2 / g, width(y))
-        drift, count = drift_at(y, tilt, count)
-        estimate = Estimate(g * (y + drift - m), y + drift, spread)
-        noise = jax.random.normal(rng_key, y.shape, y.dtype)
-        noise = jnp.sqrt(step_size * tilt.scale) * noise
-        y, count = moved(y, drift, noise, tilt, count)
-        return y, estimate, count
 
     def step(rng_key, y, m, s, count):
         restart_key, rng_key = jax.random.split(rng_key)
@@ -135,6 +110,39 @@ def slow_fast(
 
     # given m itself, g would be far too large
     return Denoiser(jnp.zeros_like if heavy else lambda m: m, step)
+
+
+def _fast_step(
+    logdensity, width, step_size, num_stages, degrees_of_freedom
+) -> Callable:
+    """`(rng_key, y, m, s, count) -> (y', estimate at y, count)`."""
+    drift_at = _scaled_drift(logdensity)
+
+    def moved(y, drift, noise, tilt, count):
+        if not num_stages:
+            return y + 0.5 * step_size * drift + noise, count
+
+        def half_drift(y, count):
+            drift, count = drift_at(y, tilt, count)
+            return 0.5 * drift, count
+
+        stages = {"step_size": step_size, "num_stages": num_stages}
+        return sk_rock(half_drift, y, noise, count, **stages)
+
+    def fast_step(rng_key, y, m, s, count):
+        g, spread = jnp.ones((), y.dtype), jnp.ones((), y.dtype)
+        if degrees_of_freedom is not None:
+            g_key, rng_key = jax.random.split(rng_key)
+            g, spread = _precision(g_key, y, m, s, degrees_of_freedom)
+        tilt = Tilt(m, s**2 / g, width(y))
+        drift, count = drift_at(y, tilt, count)
+        estimate = Estimate(g * (y + drift - m), y + drift, spread)
+        noise = jax.random.normal(rng_key, y.shape, y.dtype)
+        noise = jnp.sqrt(step_size * tilt.scale) * noise
+        y, count = moved(y, drift, noise, tilt, count)
+        return y, estimate, count
+
+    return fast_step
 
 
 def _scaled_drift(logdensity: LogDensity) -> Callable:

@@ -42,8 +42,10 @@ def gaussian_prior(target, position) -> tuple[jax.Array, jax.Array]:
         MissingCapability: if the Hessian of its log density is not the same negative
             definite matrix everywhere.
     """
-    zero = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), position)
-    x, unravel = ravel_pytree(zero)
+    # the check needs numbers, also where the host is tracing
+    with jax.ensure_compile_time_eval():
+        zero = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), position)
+        x, unravel = ravel_pytree(zero)
     found = gaussian_moments(lambda v: target.prior.logdensity(unravel(v)), x)
     if found is None:
         raise MissingCapability(

@@ -26,20 +26,23 @@ from nutfree.numerics.laplace import (
 from nutfree.numerics.preconditioning import matvec, root, transpose
 from nutfree.target import Minibatch
 
-#: Rows from which the curvature is taken, and of more than these, those on which the
-#: climb runs, and the search before it: errors of the curvature matter little, and
-#: those of a start less.
+#: Rows from which the curvature is taken, at most: its errors matter little.
 CURVATURE_ROWS = 2**15
+#: Rows of the climb from which passes over all rows start, at most.
 START_ROWS = 2**13
+#: Rows of the search for the best mode, at most: it only says where to start.
 SEARCH_ROWS = 2**11
-#: The most climbs, how many of them are to end in the best mode, how far from zero
-#: their starts are, as NumPyro's are by default, and how many nats apart the ends may
-#: be that are one mode, or its mirror images.
-MAX_CLIMBS, ENOUGH_CLIMBS = 12, 3
+#: Climbs of the search, at most.
+MAX_CLIMBS = 12
+#: Climbs that end in the best mode, after which the search is over.
+ENOUGH_CLIMBS = 3
+#: How far from zero the starts are, as NumPyro's are by default.
 RADIUS = 2.0
+#: Nats by which ends may differ that are one mode, or its mirror images.
 SAME_HEIGHT = 0.5
-#: Distance from the mode, in sds, at which Newton's steps end, and their number.
+#: Distance from the mode, in sds, at which Newton's steps end.
 NEAR = 0.01
+#: Newton's steps, a pass over all rows each, at most.
 MAX_PASSES = 40
 
 
@@ -66,7 +69,7 @@ def highest_mode(
     search ends when `ENOUGH_CLIMBS` have come to the greatest height so far.
     """
 
-    def look(carry):
+    def climb_from_next(carry):
         i, best, height, times, count = carry
         start = jax.random.uniform(
             jax.random.fold_in(rng_key, i), x.shape, x.dtype, -RADIUS, RADIUS
@@ -85,7 +88,7 @@ def highest_mode(
         return (times < ENOUGH_CLIMBS) & (i < MAX_CLIMBS)
 
     start = (0, x, jnp.full((), -jnp.inf, x.dtype), 0, count)
-    _, best, _, _, count = jax.lax.while_loop(going, look, start)
+    _, best, _, _, count = jax.lax.while_loop(going, climb_from_next, start)
     return best, count
 
 

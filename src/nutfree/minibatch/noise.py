@@ -140,11 +140,12 @@ def survey(
 ) -> tuple[Survey, Any]:
     """Measure the noise around the mode, where the posterior is, and of which rows.
 
-    At first in turn, the noise is measured, and where the places are not the
-    posterior's, a walk goes to better ones. Then it is measured there, and where it is
-    large, unequal probabilities of the rows are fitted, and it is measured once more.
-    All phases are in the one body of a loop, each with a condition on which it runs, so
-    that each is compiled once.
+    The phases of a round are `measure_gradient_noise`, `walk_to_typical_set` and
+    `fit_row_probabilities`. In the first rounds, a walk goes to better places where
+    those at hand are not the posterior's. In the next one, unequal probabilities are
+    fitted where the noise at the places is large; in the last one, it is measured with
+    these. The rounds are a loop, each phase with a condition on which it runs, so that
+    each is compiled once.
 
     Args:
         max_inflation: of the walk, as of the kernel.

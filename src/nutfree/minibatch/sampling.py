@@ -21,10 +21,13 @@ SAMPLING = ("auto", "uniform", "importance")
 #: Share of the draws that importance sampling makes uniformly, so that no weight is
 #: more than about ten times the uniform one.
 UNIFORM_SHARE = 0.1
-#: Entries of the table of importance sampling, a row on average and at least in all.
-ENTRIES, MIN_ENTRIES = 4, 4096
+#: Entries of the table of importance sampling, for each row on average.
+ENTRIES = 4
+#: Entries of the table of importance sampling, in all and at least.
+MIN_ENTRIES = 4096
 #: Up to this number of rows, distinct ones are the head of a permutation.
 PERMUTED_ROWS = 4096
+#: Rounds of the Feistel network.
 ROUNDS = 6
 
 

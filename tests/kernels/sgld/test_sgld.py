@@ -253,6 +253,7 @@ def test_the_pilot_alone_gives_a_kernel_that_is_within_its_stated_bias(skewed, t
     assert tuned.num_grad_evals < 100
 
 
+@pytest.mark.slow
 def test_plain_gradients_inflate_by_what_is_predicted(skewed, tuned):
     data, _, sd = skewed
     options = {"gradient": "plain", "sampling": "uniform"}
@@ -436,3 +437,19 @@ def test_importance_without_its_shares_says_where_they_come_from():
     )
     with pytest.raises(nf.InvalidOption, match="warmup"):
         algorithm.step(jax.random.key(0), algorithm.init(jnp.zeros(2)))
+
+
+def test_a_plate_is_refused_where_there_is_no_model():
+    target, *_ = LOCATION
+    for call in (
+        lambda: nf.kernel("sgld", target, plate="data"),
+        lambda: nf.sgld(target, step_size=0.1, plate="data"),
+        lambda: nf.sgld.warmup(target, jax.random.key(0), jnp.zeros(2), plate="data"),
+    ):
+        with pytest.raises(nf.InvalidOption, match="'plate'.*is about a NumPyro model"):
+            call()
+
+
+def test_a_kernel_that_never_refreshes_has_no_such_option():
+    with pytest.raises(nf.InvalidOption, match="no option 'refresh_every'"):
+        nf.kernel("ssgmcmc", LOCATION[0], refresh_every=5)

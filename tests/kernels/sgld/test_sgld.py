@@ -446,7 +446,7 @@ def test_a_plate_is_refused_where_there_is_no_model():
         lambda: nf.sgld(target, step_size=0.1, plate="data"),
         lambda: nf.sgld.warmup(target, jax.random.key(0), jnp.zeros(2), plate="data"),
     ):
-        with pytest.raises(nf.InvalidOption, match=r"'plate'.*is about a NumPyro model"):
+        with pytest.raises(nf.InvalidOption, match="about a NumPyro model"):
             call()
 
 

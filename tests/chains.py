@@ -7,8 +7,14 @@ import jax
 from nutfree.hosts import chain
 
 
-def sample(target, *, spec, seed=0, num_warmup=60, num_samples=500, **options):
+def sample(target, *, spec, seed=0, **settings):
     """Return the states of the draws, their infos, and the tuned parameters."""
+    run = partial(run_chain, target, spec=spec, **settings)
+    return jax.jit(run)(jax.random.key(seed))
+
+
+def run_chain(target, key, *, spec, num_warmup=60, num_samples=500, **options):
+    """Do what `sample` does, inside a program of the caller's."""
     algorithm = chain.algorithm(spec, options)
     advance = partial(chain.advance, algorithm, target, num_warmup=num_warmup)
 
@@ -16,13 +22,11 @@ def sample(target, *, spec, seed=0, num_warmup=60, num_samples=500, **options):
         state, info = advance(key, state)
         return state, (state.kernel_state, info)
 
-    def run(key):
-        pilot_key, init_key, key = jax.random.split(key, 3)
-        start = target.position
-        begun = chain.begin(algorithm, target, pilot_key, init_key, start, num_warmup)
-        keys = jax.random.split(key, num_warmup + num_samples)
-        end, drawn = jax.lax.scan(transition, begun, keys)
-        states, info = jax.tree.map(lambda leaf: leaf[num_warmup:], drawn)
-        return states, info, end.adapt_state.params
-
-    return jax.jit(run)(jax.random.key(seed))
+    pilot_key, init_key, key = jax.random.split(key, 3)
+    begun = chain.begin(
+        algorithm, target, pilot_key, init_key, target.position, num_warmup
+    )
+    keys = jax.random.split(key, num_warmup + num_samples)
+    end, drawn = jax.lax.scan(transition, begun, keys)
+    states, info = jax.tree.map(lambda leaf: leaf[num_warmup:], drawn)
+    return states, info, end.adapt_state.params

@@ -53,7 +53,7 @@ def test_descents_that_stop_along_a_ridge_lead_to_one_mode():
     with jax.enable_x64(True):
         target = Target(logdensity, position=jnp.zeros(3), prior=Prior(sample, None))
         found = find_modes(target)
-        precision = np.asarray(-jax.hessian(logdensity)(found.position[0]))
+        precision = -np.asarray(jax.jit(jax.hessian(logdensity))(found.position[0]))
         height = float(logdensity(found.position[0]))
     assert len(found.log_mass) == 1
     covariance = np.linalg.inv(precision)

@@ -20,7 +20,7 @@ from nutfree.kernels.multiscale.proposal import mixture_of
 from nutfree.kernels.multiscale.shifts import shifts_between
 from nutfree.modes.mixture import modes_of
 from nutfree.target import Target
-from tests.chains import sample
+from tests.chains import run_chain, sample
 
 WEIGHTS = np.array([0.1, 0.2, 0.7])
 MEANS = np.array([[-8.0, 0.0, 3.0], [6.0, 6.0, -2.0], [5.0, -7.0, 0.0]])
@@ -40,15 +40,42 @@ def three(x):
 THREE = Target(three, position={"x": jnp.zeros(3)})
 
 
+def three_in_eight(x):
+    """`three` in the first coordinates, standard normal in the others."""
+    others = x["x"][3:]
+    return three({"x": x["x"][:3]}) - 0.5 * jnp.sum(others**2 + jnp.log(2 * jnp.pi))
+
+
+def wells(x):
+    """2^8 combinations of two wells."""
+    return jnp.sum(-(x["x"] ** 4) + 6 * x["x"] ** 2 + 0.2 * x["x"])
+
+
+@jax.jit
+def eight_dimensions(which, key):
+    def logdensity(x):
+        return jax.lax.switch(which, (three_in_eight, wells), x)
+
+    target = Target(logdensity, position={"x": jnp.zeros(8)})
+    settings = {"num_warmup": 300, "num_samples": 6000}
+    options = {"num_starts": 256, "num_modes": 16}
+    return run_chain(target, key, spec=SPEC, **settings, **options)
+
+
 @pytest.fixture(scope="module")
 def run():
-    options = {"num_starts": 256, "num_modes": 16}
-    return sample(THREE, spec=SPEC, num_warmup=200, num_samples=3000, **options)
+    return eight_dimensions(0, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def crowded():
+    """Of the modes of `wells` 16 are kept."""
+    return eight_dimensions(1, jax.random.key(0))
 
 
 def test_modes_have_their_weights_means_and_covariances(run):
     states, _, _ = run
-    x = np.asarray(states.position["x"])
+    x = np.asarray(states.position["x"])[:, :3]
     mode = np.linalg.norm(x[:, None] - MEANS, axis=-1).argmin(1)
     for k in range(3):
         inside = (mode == k).astype(float)
@@ -88,25 +115,13 @@ def test_cost_is_what_the_spec_says(run):
     assert (info.num_grad_evals == 2 * (5 + 2)).all()
 
 
-@pytest.fixture(scope="module")
-def crowded():
-    """2^8 combinations of two wells, of which 16 are kept."""
-
-    def wells(x):
-        return jnp.sum(-(x**4) + 6 * x**2 + 0.2 * x)
-
-    target = Target(wells, position=jnp.zeros(8))
-    options = {"num_starts": 256, "num_modes": 16}
-    return sample(target, spec=SPEC, num_warmup=300, num_samples=6000, **options)
-
-
 def test_shifts_reach_modes_that_are_too_many_to_be_known(crowded):
     grid = np.linspace(-4.0, 4.0, 4001)
     well = -(grid**4) + 6 * grid**2 + 0.2 * grid
     density = np.exp(well - well.max())
     right = density[grid > 0].sum() / density.sum()
     states, _, _ = crowded
-    inside = (np.asarray(states.position) > 0).astype(float)
+    inside = (np.asarray(states.position["x"]) > 0).astype(float)
     size = effective_sample_size(inside[None])
     assert size.min() > 200
     error = np.sqrt(right * (1 - right) / size)

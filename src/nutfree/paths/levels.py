@@ -70,7 +70,7 @@ class LevelOptions:
         "where the fast chain starts early in the path: at a draw from the pilot's "
         "modes, or at the observation x / sqrt(lambda) itself, which finds modes that "
         "the pilot missed",
-        choices=("modes", "observation"),
+        choices=("modes", "look"),
     )
 
 

@@ -25,7 +25,7 @@ def test_modes_have_their_weights_and_the_cost_is_what_the_spec_says():
 def test_jump_shrinks_the_law_and_the_draw_does_not():
     target = Target(lambda x: -0.5 * jnp.sum(x**2), jnp.zeros(3))
     options = {"num_warmup": 0, "num_samples": 1500, "num_starts": 8, "spec": SPEC}
-    path = {"num_observations": 8, "noise": 1.5, "num_observation_steps": 6}
+    path = {"num_looks": 8, "noise": 1.5, "num_look_steps": 6}
     jumped, info, params = sample(target, final="jump", **path, **options)
     drawn, _, _ = sample(target, final="draw", **path, **options)
     # Var E[X | ybar] = 1 / (1 + noise^2 / observations)

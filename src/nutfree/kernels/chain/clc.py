@@ -11,7 +11,7 @@ Then X is drawn given ybar_M, and Metropolis-adjusted moves on pi follow (`paths
 
 Bias: the law of ybar_M is biased in the step of the observations' Langevin dynamics and
 in the estimate of D; what the moves leave of it falls geometrically with num_steps.
-Gradients: num_observations x num_observation_steps x num_fast_steps, and for the draw
+Gradients: num_looks x num_look_steps x num_fast_steps, and for the draw
 2 + num_tilted_steps + num_steps + num_jumps.
 
 It differs from the paper in that D is estimated by a few Langevin steps that start at a
@@ -47,9 +47,9 @@ OBSERVATION_STEP_SIZE = 1.4
 
 @dataclass(frozen=True)
 class _ObservationOptions:
-    num_observations: int = option(24, "noisy observations M, accumulated", ge=1)
+    num_looks: int = option(24, "noisy observations M, accumulated", ge=1)
     noise: float = option(1.5, "sigma of an observation, in units of base_scale", gt=0)
-    num_observation_steps: int = option(
+    num_look_steps: int = option(
         2, "underdamped Langevin steps for each observation", ge=1
     )
     num_fast_steps: int = option(2, "Langevin steps for each estimate of D", ge=1)
@@ -84,11 +84,11 @@ def build_kernel(options=Options()):
         path = observations_path(
             path_key,
             denoiser,
-            options.num_observations,
+            options.num_looks,
             dim=u.size,
             base_scale=posterior.base_scale,
             noise=jnp.asarray(options.noise * posterior.base_scale, u.dtype),
-            num_steps=options.num_observation_steps,
+            num_steps=options.num_look_steps,
             step_size=OBSERVATION_STEP_SIZE,
         )
         if jumps:
@@ -130,7 +130,7 @@ def _draw_given(
 
 
 def _gradients(options: Options, params: dict, target):
-    steps = options.num_observations * options.num_observation_steps
+    steps = options.num_looks * options.num_look_steps
     path = steps * options.num_fast_steps
     if options.final == "jump":
         return path + options.num_fast_steps + 1
@@ -148,6 +148,6 @@ SPEC = path_spec(
     options=Options,
     gradients=_gradients,
     bias="final='jump' makes no such moves, and shrinks the law by about "
-    "noise^2 / num_observations",
+    "noise^2 / num_looks",
     recommended=True,
 )

@@ -253,4 +253,4 @@ def run(quick: bool) -> pd.DataFrame:
     ours = nf.kernel("multiscale", modes.model)
     found = [bool(modes.problems(t)) for t in runs(modes, ours, number)]
     add("multiscale", "two modes", found, right=True)
-    return pd.DataFrame(rows).set_index(["what", "posterior"])
+    return pd.DataFrame(rows)

@@ -28,8 +28,6 @@ MAX_SCORED = 20_000
 #: Rows times draws whose score is evaluated, at most.
 MAX_SCORED_ROWS = 2e9
 
-#: Total variation of mode weights between chains, over its floor.
-MAX_MODE_RATIO = 1.25
 #: Share of the draws or of the mass with which a mode counts.
 MISSED_WEIGHT = 0.05
 #: Part of that share below which a run has missed the mode.

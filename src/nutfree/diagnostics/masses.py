@@ -20,7 +20,7 @@ from nutfree.modes.find import SeparateModes
 #: Degrees of freedom of the proposal's components.
 DEGREES = 5
 #: Draws of the proposal, for each mode and in all.
-DRAWS_PER_MODE, MAX_DRAWS = 512, 16_384
+DRAWS_PER_MODE, MAX_DRAWS = 2048, 16_384
 #: Pareto k of the weights, and effective draws, with which shares can be trusted.
 MAX_K, MIN_EFFECTIVE = 0.7, 100.0
 

@@ -48,6 +48,8 @@ class ModeAgreement(NamedTuple):
     """Largest total variation between the weights of two chains."""
     floor: float
     """95 % quantile of the same between exact chains of the effective sizes."""
+    limit: float
+    """Its 99.9 % quantile."""
     centers: NDArray
     """``(modes, d)``: mean of the draws of each mode."""
     effective_sizes: NDArray
@@ -188,7 +190,7 @@ def mode_weights(
     labels: NDArray | None = None,
     max_draws: int = 2000,
     min_weight: float = 0.02,
-    num_replicates: int = 1000,
+    num_replicates: int = 4000,
     seed: int = 0,
 ) -> ModeAgreement:
     """Weights of the modes in each chain, and their agreement between chains.
@@ -245,5 +247,6 @@ def mode_weights(
         ],
         axis=1,
     )
-    floor = float(np.quantile(_largest_tv(exact), 0.95))
-    return ModeAgreement(weights, float(_largest_tv(weights)), floor, centers, sizes)
+    floor, limit = np.quantile(_largest_tv(exact), [0.95, 0.999])
+    tv = float(_largest_tv(weights))
+    return ModeAgreement(weights, tv, float(floor), float(limit), centers, sizes)

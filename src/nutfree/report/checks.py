@@ -21,7 +21,6 @@ from nutfree.diagnostics.limits import (
     MAX_EVIDENCE_PARETO_K,
     MAX_INFLATION,
     MAX_KSD_RATIO,
-    MAX_MODE_RATIO,
     MAX_PARETO_K,
     MAX_SHARE_Z,
     MAX_STEIN,
@@ -227,12 +226,12 @@ def _limited(name: str, value: float, limit: float, said: str, unmade: str) -> C
 
 
 def _mode_checks(shares: Shares, num_chains: int) -> list[Check]:
-    name, limit = "modes between chains", MAX_MODE_RATIO * shares.floor
+    name, limit = "modes between chains", shares.limit
     if num_chains < 2:
         return [Check(name, NAN, NAN, "not checked", "modes between chains (one)")]
     said = (
-        f"chains weigh the modes differently (TV {shares.tv:.2f}, floor "
-        f"{shares.floor:.2f})"
+        f"chains weigh the modes differently (TV {shares.tv:.2f}, exact chains stay "
+        f"below {shares.limit:.2f})"
     )
     return [_limited(name, shares.tv, limit, said, "modes between chains")]
 

@@ -24,8 +24,9 @@ class Shares:
         `(modes,)`.
     size
         Draws that its labels are worth.
-    tv, floor
-        Total variation between its chains, and what exact ones stay below.
+    tv, floor, limit
+        Total variation between its chains; what exact ones stay below in 95 %, and in
+        all but one of a thousand runs.
     competitive
         `(modes,)` bools: modes as dense as the run's own draws.
     """
@@ -34,6 +35,7 @@ class Shares:
     size: float
     tv: float
     floor: float
+    limit: float
     competitive: NDArray
 
     @property
@@ -81,6 +83,7 @@ def find_shares(
             min(effective * thinned, runs[name].size),
             agreement.tv,
             agreement.floor,
+            agreement.limit,
             typical >= least,
         )
     return found

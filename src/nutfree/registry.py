@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from functools import cache, partial
 from importlib.metadata import entry_points
-from inspect import signature
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -164,20 +163,6 @@ class KernelSpec:
         }
         return self.options(**values)
 
-    def bound(self, fn: Callable, options: Any) -> Callable:
-        """TRANSITION: `fn` with its options, as an object or one by one."""
-        named = signature(fn).parameters
-        if "options" in named:
-            return partial(fn, options=options)
-        values = {f.name: getattr(options, f.name) for f in fields(self.options)}
-        known = {
-            f.name: values[f.name]
-            for f in fields(self.options)
-            if not f.metadata["tuned"]
-        }
-        known["fixed"] = self.fixed(options)
-        return partial(fn, **{k: v for k, v in known.items() if k in named})
-
     def fixed(self, options: Any) -> dict[str, Any]:
         """The tuned parameters that the user has fixed, by name."""
         tuned = [f.name for f in fields(self.options) if f.metadata["tuned"]]
@@ -286,8 +271,6 @@ def register(spec: KernelSpec) -> KernelSpec:
 
 def _unread_options(spec: KernelSpec) -> list[str]:
     """Options that no code which the spec's functions can reach has the name of."""
-    if "options" not in signature(spec.build_kernel).parameters:
-        return []  # TRANSITION
     read, arguments = _names_in(spec.init, spec.build_kernel, spec.warmup)
     return [
         f.name

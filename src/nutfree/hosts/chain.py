@@ -39,8 +39,7 @@ class Algorithm(NamedTuple):
 
     def init(self, position: Position, target: Callable, rng_key: jax.Array) -> Any:
         """The kernel's state at `position`."""
-        init = self.spec.bound(self.spec.init, self.options)
-        return init(position, target, rng_key)
+        return self.spec.init(position, target, rng_key, options=self.options)
 
 
 class Chain(NamedTuple):
@@ -70,8 +69,8 @@ def algorithm(spec: KernelSpec, options: Mapping[str, Any]) -> Algorithm:
         spec,
         chosen,
         spec.fixed(chosen),
-        spec.bound(spec.build_kernel, chosen)(),
-        spec.bound(spec.warmup, chosen)(),
+        spec.build_kernel(options=chosen),
+        spec.warmup(options=chosen),
     )
 
 

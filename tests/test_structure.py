@@ -2,9 +2,14 @@
 
 import ast
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
+import pytest
+
 import nutfree
+from nutfree.kernels import BUILTIN
+from nutfree.registry import DRAWS
 
 ROOT = Path(nutfree.__file__).parent
 
@@ -104,3 +109,88 @@ def test_no_files_import_in_a_circle():
     for module in MODULES:
         visit(module, ())
     assert not circles, "\n".join(circles)
+
+
+def _literals(node: ast.AST) -> set[str]:
+    """The strings that a comparison, a pattern or a table's key is made with."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return {node.value}
+    if isinstance(node, ast.Tuple | ast.List | ast.Set):
+        return set().union(*map(_literals, node.elts))
+    return set()
+
+
+def _decided_by(node: ast.AST) -> set[str]:
+    """String literals on which the course of the program depends at this node."""
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        return set().union(*map(_literals, sides))
+    if isinstance(node, ast.MatchValue):
+        return _literals(node.value)
+    if isinstance(node, ast.Dict):
+        return set().union(*(_literals(key) for key in node.keys if key))
+    if getattr(getattr(node, "func", None), "attr", "") in ("startswith", "get"):
+        return set().union(*map(_literals, node.args[:1]))
+    return set()
+
+
+def branches(
+    source: str, names: frozenset[str], families: frozenset[str] = frozenset()
+) -> list[str]:
+    """Where a program does something else for one of these names, or for a prefix.
+
+    A family's name is an ordinary word too, and counts where a family is spoken of.
+    """
+    names |= {name.split(".")[0] + "." for name in names if "." in name}
+    return [
+        f"line {node.lineno}: {literal!r}"
+        for node in ast.walk(ast.parse(source))
+        for literal in _decided_by(node)
+        if literal in names or (literal in families and "family" in ast.dump(node))
+    ]
+
+
+def _home(module: str) -> str:
+    """The family's room, `kernels.<family>`, or nothing for code of other rooms."""
+    return _family(module) if _room(module) == "kernels" else ""
+
+
+def test_no_code_outside_a_kernels_room_branches_on_its_name():
+    names: dict[str, set[str]] = {}
+    families: dict[str, set[str]] = {}
+    for entry in BUILTIN:
+        module = import_module(f"nutfree.kernels.{entry}")
+        room = f"kernels.{entry.split('.')[0]}"
+        for spec in getattr(module, "SPECS", None) or (module.SPEC,):
+            # the draws of a kernel may be called an ensemble, and so is a kernel
+            names.setdefault(room, set()).update({spec.name} - set(DRAWS))
+            families.setdefault(room, set()).add(spec.family)
+
+    def of_others(named, module):
+        return frozenset().union(*named.values()) - named.get(_home(module), set())
+
+    found = [
+        f"{module} {branch}"
+        for module, path in MODULES.items()
+        for branch in branches(
+            path.read_text(), of_others(names, module), of_others(families, module)
+        )
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if spec.name == 'mala': pass",
+        "if name in ('nuts', 'mala'): pass",
+        "match name:\n    case 'mala': pass",
+        "cost = {'mala': 1}[name]",
+        "if name.startswith('blackjax.'): pass",
+        "x = 1 if 'sgld' != family else 2",
+    ],
+)
+def test_a_branch_on_a_name_is_found(source):
+    names, families = frozenset({"mala", "nuts", "blackjax.nuts"}), frozenset({"sgld"})
+    assert branches(source, names, families)
+    assert not branches(source, frozenset({"clc"}), frozenset({"chain"}))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpyro.infer.mcmc import MCMCKernel
 
+from nutfree import registry
 from nutfree.errors import NutfreeError
 from nutfree.numerics.programs import in_full_precision
 from nutfree.registry import KernelSpec
@@ -309,7 +310,8 @@ def _cost(figures: Mapping[str, float], spec: KernelSpec | None) -> float:
 
 def _is_reference(spec: KernelSpec | None, name: str) -> bool:
     """Whether it is NumPyro's own kernel, which a user has already."""
-    return spec.mcmc_kernel is not None if spec is not None else name == "nuts"
+    spec = spec or registry.specs().get(name)
+    return spec is not None and spec.mcmc_kernel is not None
 
 
 def _finite(value: float) -> float:

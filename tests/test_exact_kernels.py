@@ -47,12 +47,18 @@ def nonsmooth(y=None):
         return numpyro.sample("y", dist.Normal(mu, sigma), obs=y)
 
 
-SMOOTH, NONSMOOTH = (analyse(model, (np.zeros(3),)) for model in (smooth, nonsmooth))
-# of any data; built here, where elliptical slice sampling can look at its numbers
-PRIOR = SMOOTH.build((np.zeros(3),)).prior
+@pytest.fixture(scope="module")
+def frontends():
+    """Of the two models, and the prior of the first, which is that of any data.
+
+    Built here, where elliptical slice sampling can look at the prior's numbers.
+    """
+    data = (np.zeros(3),)
+    is_smooth, is_nonsmooth = (analyse(model, data) for model in (smooth, nonsmooth))
+    return is_smooth, is_nonsmooth, is_smooth.build(data).prior
 
 
-def rank(name, key):
+def rank(name, frontends, key):
     """Ranks of the true parameters among thinned draws of their posterior.
 
     On the sampling space, where sigma is its logarithm under both priors.
@@ -66,9 +72,10 @@ def rank(name, key):
         "sigma": 0.5 * jax.random.normal(truth_keys[1]),
     }
     noise = jnp.exp(truth["sigma"]) * jax.random.normal(data_key, (3,))
-    target = (NONSMOOTH if split else SMOOTH).build((truth["mu"] + noise,))
+    is_smooth, is_nonsmooth, prior = frontends
+    target = (is_nonsmooth if split else is_smooth).build((truth["mu"] + noise,))
     if not split:
-        target = replace(target, prior=PRIOR)
+        target = replace(target, prior=prior)
     kernel = nf.kernel(name, target)
     kernel._num_warmup = 200
     start = {"mu": jnp.asarray(0.0), "sigma": jnp.asarray(0.0)}
@@ -93,10 +100,10 @@ def rank(name, key):
     "name",
     [n if n == "mala" else pytest.param(n, marks=pytest.mark.slow) for n in CHAINS],
 )
-def test_ranks_of_the_truth_are_uniform(name):
+def test_ranks_of_the_truth_are_uniform(name, frontends):
     """Two chi-square tests at 1e-3 each, for each kernel."""
     keys = jax.random.split(jax.random.key(7), 800)
-    ranks = jax.jit(jax.vmap(lambda key: rank(name, key)))(keys)
+    ranks = jax.jit(jax.vmap(lambda key: rank(name, frontends, key)))(keys)
     for site, values in ranks.items():
         counts = np.bincount(np.asarray(values), minlength=NUM_RANKS + 1)
         assert chisquare(counts).pvalue > 1e-3, (site, counts)

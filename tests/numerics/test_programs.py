@@ -48,7 +48,7 @@ def test_shapes_are_those_of_jit():
     assert [s.weak_type for s in found] == [s.weak_type for s in expected]
 
 
-SHORT = {"num_warmup": 4, "num_samples": 4, "num_chains": 2, "progress_bar": False}
+SHORT = {"num_warmup": 20, "num_samples": 20, "num_chains": 2, "progress_bar": False}
 
 
 def by_numpyro(model):
@@ -76,13 +76,16 @@ def by_blackjax(model):
     jax.jit(algorithm.step)(jax.random.key(1), algorithm.init(start))
 
 
-RUNS = [by_numpyro, by_sample, by_comparison, by_blackjax]
+#: A comparison samples as `nutfree.sample` does, and takes long to judge the draws.
+QUICK = [by_numpyro, by_sample, by_blackjax]
+SLOW = [(by_comparison, None)]
+SLOW += [(run, "bfloat16") for run in (*QUICK, by_comparison)]
 
 
 @pytest.mark.parametrize(
     ("run", "given"),
-    [(run, None) for run in RUNS]
-    + [pytest.param(run, "bfloat16", marks=pytest.mark.slow) for run in RUNS],
+    [(run, None) for run in QUICK]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW],
 )
 def test_products_are_in_full_precision_unless_told_otherwise(run, given):
     seen = set()

@@ -48,7 +48,12 @@ def test_shapes_are_those_of_jit():
     assert [s.weak_type for s in found] == [s.weak_type for s in expected]
 
 
-SHORT = {"num_warmup": 20, "num_samples": 20, "num_chains": 2, "progress_bar": False}
+SHORT = {
+    "num_warmup": 100,
+    "num_samples": 100,
+    "num_chains": 2,
+    "progress_bar": False,
+}
 
 
 def by_numpyro(model):

@@ -93,6 +93,7 @@ each_estimator = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @each_estimator
 def test_estimators_with_a_memory_leave_the_thermostat_nothing_to_take_up(gradient):
     # rows whose gradients differ by constants: the estimate is exact
@@ -139,6 +140,7 @@ def test_a_cycle_has_the_law_of_its_recursion_with_each_estimator(gradient):
     check(u, stationary(cycle))
 
 
+@pytest.mark.slow
 def test_thermostat_bias_without_noise_falls_with_the_square_of_the_step():
     # so small that it is not seen: zero within 4 errors of 0.007 at h = 0.25 and d = 60
     num_data, dim = 50, 60

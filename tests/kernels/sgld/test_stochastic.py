@@ -380,6 +380,7 @@ def test_the_step_has_the_inflation_asked_for_at_each_friction(friction):
     assert float(predicted) == pytest.approx(0.05, rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_step_is_tuned_at_the_friction_that_the_user_fixed(target):
     options = {"gradient": "plain", "sampling": "uniform", "friction": 0.2}
     spec = registry.get("sghmc")

@@ -1,25 +1,23 @@
 """Verdicts and recommendations, from runs made up to have one fault each."""
 
-import numpy as np
+from importlib import import_module
+
 import numpyro
 import numpyro.distributions as dist
 import pytest
 
 from nutfree.errors import MissingCapability, NutfreeError, UnknownKernel
 from nutfree.report import compare, plot_draws, plot_ess, plot_rank, plot_trace
+from nutfree.report.entries import Failure
+from tests.report.runs import bimodal, exact, made
 
+comparing = import_module("nutfree.report.compare")
 SHORT = {"num_warmup": 200, "num_samples": 300, "num_chains": 2}
 
 
 def gaussian():
     numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
     numpyro.sample("scale", dist.HalfNormal(1))
-
-
-def bimodal():
-    sides = dist.Normal(np.array([-8.0, 8.0]), 1.0)
-    weights = dist.Categorical(np.array([0.4, 0.6]))
-    numpyro.sample("x", dist.MixtureSameFamily(weights, sides))
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +67,20 @@ def test_no_kernel_that_runs_is_an_error_with_the_reasons():
     with pytest.raises(NutfreeError, match="minibatch") as caught:
         compare(gaussian, kernels=["blackjax.sgld"], progress_bar=False, **SHORT)
     assert not isinstance(caught.value, MissingCapability)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no memory")])
+def test_whatever_happens_to_the_judging_the_runs_are_kept(error, monkeypatch):
+    def fails(*_):
+        raise error
+
+    runs = {"nuts": made(exact(0)), "mala": Failure("failed: it", "Traceback: it")}
+    monkeypatch.setattr(comparing, "run_all", lambda *_: runs)
+    monkeypatch.setattr(comparing, "judge", fails)
+    found = compare(bimodal, kernels=["nuts", "mala"])
+    assert found.trees["nuts"] is runs["nuts"]
+    assert found.best is None
+    assert "not judged" in found.recommendation
+    assert "not checked" in found.table.loc["nuts", "verdict"]
+    assert found.table.loc["mala", "verdict"] == "failed: it"
+    assert set(found.errors) == {"mala", "the judging"}

@@ -19,29 +19,69 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from numpyro.infer import MCMC
-from numpyro.util import nested_attrgetter
 from tqdm.auto import tqdm
 
 from nutfree.errors import CheckpointMismatch
 from nutfree.hosts.checkpoint import Checkpoint, fingerprint, versions
-from nutfree.hosts.checks import check_fields
+from nutfree.hosts.lanes import in_lanes, in_order, of_first_lane
 from nutfree.hosts.numpyro import NutfreeKernel
-from nutfree.hosts.state import like_key, typed_key
-from nutfree.numerics.programs import jitted
+from nutfree.hosts.program import has_field, piece_program
 
-#: What is collected besides the default fields where the kernel's state has it.
-_FIELDS = (
-    "diverging",
-    "potential_energy",
-    "accept_prob",
-    "num_steps",
-    "adapt_state.step_size",
-)
-#: Fields of a `NutfreeState` that count over a whole run.
-_TOTALS = ("total_grad_evals", "total_density_evals")
+#: Into how many pieces warm-up is cut, and the draws: one is the most that is lost.
 _PIECES = 20
+
+
+@dataclass
+class _Progress:
+    """How far a run is: transitions of warm-up, draws, and what they took.
+
+    `seconds` is wall time in all, `setup_seconds` until the first transition, and the
+    other two are that of the transitions of either kind.
+    """
+
+    warmup: int = 0
+    draws: int = 0
+    warmup_steps: float = 0.0
+    warmup_grad_evals: float = math.nan
+    seconds: float = 0.0
+    setup_seconds: float = 0.0
+    warmup_seconds: float = 0.0
+    sampling_seconds: float = 0.0
+    feeds: int = 0
+
+
+@dataclass
+class _Run:
+    """A run under way.
+
+    state
+        That of all chains after the last transition.
+    draws
+        Those made so far, an entry a piece.
+    progress
+        How far it is.
+    checkpoint
+        Where it is kept, or None.
+    bar
+        Its progress bar.
+    started
+        When it would have started on this clock, without an interruption.
+    """
+
+    state: Any
+    draws: list[dict[str, Any]]
+    progress: _Progress
+    checkpoint: Checkpoint | None
+    bar: tqdm
+    started: float
+
+    def keep(self, made: dict[str, Any] | None, feeds: int) -> None:
+        """Keep what is new on disk, if a run is kept at all."""
+        self.progress.seconds = time.perf_counter() - self.started
+        self.progress.feeds = feeds
+        if self.checkpoint is not None:
+            self.checkpoint.save(self.state, made, done=asdict(self.progress))
 
 
 class PiecewiseMCMC(MCMC):
@@ -77,96 +117,120 @@ class PiecewiseMCMC(MCMC):
         method = "vectorized" if spread else chain_method
         super().__init__(sampler, chain_method=method, **settings)
         self.chain_method = chain_method
-        self._batched = method == "vectorized"
+        self._vectorized = method == "vectorized"
 
     def run(self, rng_key, *args, extra_fields=(), init_params=None, **kwargs) -> None:
         """As `MCMC.run`; an interrupt ends it with the draws made so far."""
         self._args, self._kwargs = args, kwargs
         self.interrupted, self.feeds = False, 0
-        begin = time.perf_counter()
-        done = _Progress()
-        keeper, state = self._resume_or_begin(rng_key, init_params, extra_fields)
-        num_draws = self.num_samples // self.thinning
-        lanes = self.draws_at_once
-        size = math.ceil(max(self.num_warmup, num_draws // lanes, 1) / _PIECES)
+        started = time.perf_counter()
+        checkpoint, state = self._resume_or_begin(rng_key, init_params, extra_fields)
+        draws_in_turn = self._num_draws // self.draws_at_once
+        size = math.ceil(max(self.num_warmup, draws_in_turn, 1) / _PIECES)
         piece = self._piece(state, size, extra_fields)
-        draws = []
-        if keeper is not None and keeper.progress is not None:
-            done = _Progress(**keeper.progress["done"])
-            draws = keeper.draws(self._draws_like(piece, state))
-            self.feeds = done.feeds
-            if done.draws > num_draws:
-                raise CheckpointMismatch(
-                    f"The checkpoint '{self.checkpoint}' has {done.draws} draws of "
-                    f"each chain, more than these {num_draws}. Ask for at least as "
-                    "many; nutfree.read_checkpoint(path) has its draws."
-                )
-        self.warmup_grad_evals = done.warmup_grad_evals
-        before = done.seconds
+        run = self._made_before(checkpoint, state, piece, started)
         # no transitions: the program that makes them is compiled
-        state, _ = jax.block_until_ready(piece(state, 0, 1))
-        done.setup_seconds += time.perf_counter() - begin
+        run.state, _ = jax.block_until_ready(piece(run.state, 0, 1))
+        run.progress.setup_seconds += time.perf_counter() - started
+        try:
+            self._warm_up(run, piece, size)
+            self._draw(run, piece, size)
+        except KeyboardInterrupt:
+            if not run.draws:
+                raise
+            self._warn_of_interrupt(run)
+        finally:
+            run.bar.close()
+        self._finish(run)
 
-        def keep(state, made):
-            done.seconds = before + time.perf_counter() - begin
-            done.feeds = self.feeds
-            if keeper is not None:
-                keeper.save(state, made, done=asdict(done))
+    @property
+    def _num_draws(self) -> int:
+        """Draws of each chain that a run keeps."""
+        return self.num_samples // self.thinning
 
+    def _made_before(self, checkpoint, state, piece, started: float) -> _Run:
+        """The run as the checkpoint has it, or a new one.
+
+        Raises:
+            CheckpointMismatch: if it has more draws than are asked for.
+        """
+        progress, draws = _Progress(), []
+        if checkpoint is not None and checkpoint.progress is not None:
+            progress = _Progress(**checkpoint.progress["done"])
+            draws = checkpoint.draws(self._draws_like(piece, state))
+            self.feeds = progress.feeds
+            if progress.draws > self._num_draws:
+                raise CheckpointMismatch(
+                    f"The checkpoint '{self.checkpoint}' has {progress.draws} draws of "
+                    f"each chain, more than these {self._num_draws}. Ask for at least "
+                    "as many; nutfree.read_checkpoint(path) has its draws."
+                )
+        self.warmup_grad_evals = progress.warmup_grad_evals
         bar = tqdm(
-            total=self.num_warmup + num_draws * self.thinning,
-            initial=done.warmup + done.draws * self.thinning,
+            total=self.num_warmup + self._num_draws * self.thinning,
+            initial=progress.warmup + progress.draws * self.thinning,
             desc="warmup",
             disable=not self.progress_bar,
         )
-        try:
+        started -= progress.seconds
+        return _Run(state, draws, progress, checkpoint, bar, started)
+
+    def _warm_up(self, run: _Run, piece, size: int) -> None:
+        """Make the transitions of warm-up that are still to be made."""
+        progress, mark = run.progress, time.perf_counter()
+        for n in _cut(self.num_warmup - progress.warmup, size):
+            run.state, made = jax.block_until_ready(piece(run.state, n, 1))
+            progress.warmup += n
+            progress.warmup_steps += float(np.sum(made.get("num_steps", math.nan)))
+            run.keep(None, self.feeds)
+            run.bar.update(n)
+            progress.warmup_seconds += time.perf_counter() - mark
             mark = time.perf_counter()
-            for n in _cut(self.num_warmup - done.warmup, size):
-                state, made = jax.block_until_ready(piece(state, n, 1))
-                done.warmup += n
-                done.warmup_steps += float(np.sum(made.get("num_steps", math.nan)))
-                keep(state, None)
-                bar.update(n)
-                done.warmup_seconds += time.perf_counter() - mark
-                mark = time.perf_counter()
-            bar.set_description("sample")
-            if not done.draws:
-                self._warmup_state = state
-                done.warmup_grad_evals = _gradients(state, done.warmup_steps)
-                self.warmup_grad_evals = done.warmup_grad_evals
-                state = self._side_by_side(state)
-                # as in `MCMC.run`, what thinning leaves over goes first
-                state, _ = piece(state, self.num_samples % self.thinning, 1)
-            for n in _cut((num_draws - done.draws) // lanes, size):
-                state, made = piece(state, n, self.thinning)
-                made = jax.tree.map(partial(self._of_chains, n=n), jax.device_get(made))
-                draws.append(made)
-                done.draws += n * lanes
-                done.sampling_seconds += time.perf_counter() - mark
-                mark = time.perf_counter()
-                keep(state, made)
-                bar.update(n * lanes * self.thinning)
-        except KeyboardInterrupt:
-            if not draws:
-                raise
-            self.interrupted = True
-            message = (
-                f"Interrupted: {done.draws} of {num_draws} draws of each chain are "
-                "kept."
+
+    def _draw(self, run: _Run, piece, size: int) -> None:
+        """Make the draws that are still to be made."""
+        progress, mark = run.progress, time.perf_counter()
+        run.bar.set_description("sample")
+        if not progress.draws:
+            self._warmup_state = run.state
+            progress.warmup_grad_evals = _gradients(run.state, progress.warmup_steps)
+            self.warmup_grad_evals = progress.warmup_grad_evals
+            run.state = in_lanes(run.state, self.draws_at_once)
+            # as in `MCMC.run`, what thinning leaves over goes first
+            run.state, _ = piece(run.state, self.num_samples % self.thinning, 1)
+        for n in _cut((self._num_draws - progress.draws) // self.draws_at_once, size):
+            run.state, made = piece(run.state, n, self.thinning)
+            made = jax.tree.map(
+                lambda x, n=n: in_order(x[:, :n], self.draws_at_once),
+                jax.device_get(made),
             )
-            if keeper is not None:
-                message += " Call it again with this checkpoint for the others."
-            warnings.warn(message, stacklevel=4)
-        finally:
-            bar.close()
-        self._states = jax.tree.map(lambda *d: np.concatenate(d, axis=1), *draws)
+            run.draws.append(made)
+            progress.draws += n * self.draws_at_once
+            progress.sampling_seconds += time.perf_counter() - mark
+            mark = time.perf_counter()
+            run.keep(made, self.feeds)
+            run.bar.update(n * self.draws_at_once * self.thinning)
+
+    def _warn_of_interrupt(self, run: _Run) -> None:
+        self.interrupted = True
+        message = (
+            f"Interrupted: {run.progress.draws} of {self._num_draws} draws of each "
+            "chain are kept."
+        )
+        if run.checkpoint is not None:
+            message += " Call it again with this checkpoint for the others."
+        warnings.warn(message, stacklevel=5)
+
+    def _finish(self, run: _Run) -> None:
+        """Keep what `MCMC` reads, and what the run took."""
+        self._states = jax.tree.map(lambda *d: np.concatenate(d, axis=1), *run.draws)
         self._states_flat = None
-        self._last_state = self._in_one(state)
-        self.seconds = before + time.perf_counter() - begin
+        self._last_state = of_first_lane(run.state, self.draws_at_once)
+        self.seconds = time.perf_counter() - run.started
         self.phases = {
-            "setup_seconds": done.setup_seconds,
-            "warmup_seconds": done.warmup_seconds,
-            "sampling_seconds": done.sampling_seconds,
+            "setup_seconds": run.progress.setup_seconds,
+            "warmup_seconds": run.progress.warmup_seconds,
+            "sampling_seconds": run.progress.sampling_seconds,
         }
 
     def _resume_or_begin(self, rng_key, init_params, extra_fields):
@@ -183,14 +247,14 @@ class PiecewiseMCMC(MCMC):
         )
         if keeper.progress is not None:
             if keeper.progress["done"]["draws"]:
-                like = jax.eval_shape(self._side_by_side, like)
+                like = jax.eval_shape(lambda s: in_lanes(s, self.draws_at_once), like)
             return keeper, keeper.state(like)
         return keeper, self._begin(rng_key, init_params) if state is None else state
 
     def _described(self, rng_key, state, extra_fields, init_params) -> dict[str, Any]:
         """What must be the same where a run goes on."""
         kernel, args, kwargs = self.sampler, self._args, self._kwargs
-        if not self._batched:
+        if not self._vectorized:
             state = jax.eval_shape(partial(jax.tree.map, lambda x: x[0]), state)
         spec = getattr(kernel, "spec", None)
         return {
@@ -226,7 +290,7 @@ class PiecewiseMCMC(MCMC):
             model_args=self._args,
             model_kwargs=self._kwargs,
         )
-        if self._batched:
+        if self._vectorized:
             return init(keys, init_params=init_params)
         states = [
             init(keys[c], init_params=jax.tree.map(lambda x, c=c: x[c], init_params))
@@ -236,37 +300,6 @@ class PiecewiseMCMC(MCMC):
             states = states * chains
             return jax.eval_shape(_stacked, *states)
         return _stacked(*states)
-
-    def _side_by_side(self, state):
-        """Every chain `draws_at_once` times, each with random numbers of its own."""
-        lanes = self.draws_at_once
-        if lanes == 1:
-            return state
-        keys = jax.vmap(lambda key: jax.random.split(key, lanes))(
-            typed_key(state.rng_key)
-        ).reshape(-1)
-        whole = jax.tree.map(lambda x: jnp.repeat(x, lanes, axis=0), state)
-        first = jnp.arange(len(keys)) % lanes == 0
-        counts = {name: jnp.where(first, getattr(whole, name), 0) for name in _TOTALS}
-        return whole._replace(rng_key=like_key(keys, state.rng_key), **counts)
-
-    def _in_one(self, state):
-        """The states of the chains, from those of draws made side by side."""
-        lanes = self.draws_at_once
-        if lanes == 1:
-            return state
-        counts = {
-            name: getattr(state, name).reshape(-1, lanes).sum(1) for name in _TOTALS
-        }
-        return jax.tree.map(lambda x: x[::lanes], state)._replace(**counts)
-
-    def _of_chains(self, made: np.ndarray, n: int) -> np.ndarray:
-        """The first n draws of those made side by side, each chain's in one row."""
-        made = made[:, :n]
-        if self.draws_at_once == 1:
-            return made
-        made = made.reshape(self.num_chains, self.draws_at_once, *made.shape[1:])
-        return made.swapaxes(1, 2).reshape(self.num_chains, -1, *made.shape[3:])
 
     def _piece(self, state, size: int, extra_fields):
         """`piece(state, n, thinning)`: the state after n draws, and the draws.
@@ -279,97 +312,22 @@ class PiecewiseMCMC(MCMC):
         """Shapes of what `piece` draws."""
         return jax.eval_shape(piece, state, 1, 1)[1]
 
-    def _devices(self) -> list:
-        """As many as share the chains evenly."""
-        if self.chain_method != "parallel":
-            return jax.local_devices()[:1]
-        count = jax.local_device_count()
-        while self.num_chains % count:
-            count -= 1
-        return jax.local_devices()[:count]
-
     def _data(self, *feed) -> tuple[tuple, dict]:
         """The model's arguments, from what a program is fed besides."""
         return self._args, self._kwargs
 
     def _program(self, state, size: int, extra_fields):
         """`program(state, n, thinning, *feed)`, compiled."""
-        kernel = self.sampler
-        vectorized = self._batched
-        check_fields(state, extra_fields, _has)
-        wanted = (*kernel.default_fields, *_FIELDS, *extra_fields)
-        fields = tuple(dict.fromkeys(f for f in wanted if _has(state, f)))
-        getters = {field: nested_attrgetter(field) for field in fields}
-
-        def collect(state):
-            return {field: get(state) for field, get in getters.items()}
-
-        def run(state, n, thinning, *feed):
-            args, kwargs = self._data(*feed)
-            postprocess = kernel.postprocess_fn(args, kwargs)
-
-            def draw(i, carry):
-                state, made = carry
-                state = jax.lax.fori_loop(
-                    0, thinning, lambda _, s: kernel.sample(s, args, kwargs), state
-                )
-                return state, jax.tree.map(
-                    lambda m, v: m.at[i].set(v), made, collect(state)
-                )
-
-            shapes = jax.eval_shape(collect, state)
-            made = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), shapes)
-            state, made = jax.lax.fori_loop(0, n, draw, (state, made))
-            z = made[fields[0]]
-            constrain = jax.vmap(postprocess)
-            made[fields[0]] = (jax.vmap(constrain) if vectorized else constrain)(z)
-            return state, made
-
-        if vectorized:
-
-            def chains(state, n, thinning, *feed):
-                state, made = run(state, n, thinning, *feed)
-                return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), made)
-
-            devices = self._devices()
-            if len(devices) == 1:
-                return jitted(chains)
-            along = PartitionSpec("chains")
-            return jitted(
-                jax.shard_map(
-                    chains,
-                    mesh=jax.sharding.Mesh(devices, ("chains",)),
-                    in_specs=(along, PartitionSpec(), PartitionSpec()),
-                    out_specs=along,
-                    check_vma=False,
-                )
-            )
-        if self.chain_method == "parallel":
-            return jax.pmap(run, in_axes=(0, None, None))
-
-        def in_turn(state, n, thinning):
-            return jax.lax.map(lambda s: run(s, n, thinning), state)
-
-        return jitted(in_turn)
-
-
-@dataclass
-class _Progress:
-    """How far a run is: transitions of warm-up, draws, and what they took.
-
-    `seconds` is wall time in all, `setup_seconds` until the first transition, and the
-    other two are that of the transitions of either kind.
-    """
-
-    warmup: int = 0
-    draws: int = 0
-    warmup_steps: float = 0.0
-    warmup_grad_evals: float = math.nan
-    seconds: float = 0.0
-    setup_seconds: float = 0.0
-    warmup_seconds: float = 0.0
-    sampling_seconds: float = 0.0
-    feeds: int = 0
+        return piece_program(
+            self.sampler,
+            self._data,
+            state,
+            size,
+            extra_fields,
+            chain_method=self.chain_method,
+            vectorized=self._vectorized,
+            num_chains=self.num_chains,
+        )
 
 
 def _stacked(*states):
@@ -381,16 +339,8 @@ def _cut(total: int, size: int) -> list[int]:
     return [min(size, total - done) for done in range(0, total, size)] if total else []
 
 
-def _has(state: Any, field: str) -> bool:
-    for name in field.split("."):
-        if not hasattr(state, name):
-            return False
-        state = getattr(state, name)
-    return True
-
-
 def _gradients(state: Any, num_steps: float) -> float:
     """Gradients spent so far over all chains, by the kernel's own count if any."""
-    if _has(state, "total_grad_evals"):
+    if has_field(state, "total_grad_evals"):
         return float(np.sum(state.total_grad_evals))
     return num_steps

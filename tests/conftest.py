@@ -16,7 +16,8 @@ import pytest
 jax.config.update(
     "jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache")
 )
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+# runs that go on, and runs of another seed, find the programs of the first
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 # tracing makes many small objects that hold no cycles, and notes where each was made
 jax.config.update("jax_traceback_in_locations_limit", 0)
 gc.set_threshold(50_000)

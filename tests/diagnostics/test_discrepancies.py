@@ -178,6 +178,7 @@ def test_one_chain_agrees_with_itself():
     assert (found.tv, found.floor) == (0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_total_variation_and_transport():
     assert total_variation([1, 0], [0, 1]) == 1.0
     x = normal(0, 200, 2)
@@ -195,6 +196,7 @@ def test_scores_are_those_of_a_pytree_density():
     assert jax.numpy.isfinite(found).all()
 
 
+@pytest.mark.slow
 def test_tails_and_bent_modes_make_no_modes_of_their_own():
     for seed in range(5):
         two = normal(seed, 1600, 1)

@@ -152,7 +152,10 @@ def test_draws_that_are_wrong_do_not(spoil, data, laplace):
     assert not cross_check(tree, model, num_rows=4000, **data).agrees
 
 
-@pytest.mark.parametrize(("wide", "agrees"), [(1.0, True), (1.5, False)])
+@pytest.mark.parametrize(
+    ("wide", "agrees"),
+    [(1.0, True), pytest.param(1.5, False, marks=pytest.mark.slow)],
+)
 def test_draws_over_rows_on_disk_are_checked_alike(
     wide, agrees, data, laplace, tmp_path
 ):
@@ -174,6 +177,7 @@ def test_a_model_without_rows_is_refused_with_what_to_write():
         cross_check(tree_of(np.zeros((40, DIM))), plain)
 
 
+@pytest.mark.slow
 def test_a_comparison_over_many_rows_asks_for_batches_only(
     target, laplace, monkeypatch
 ):
@@ -217,7 +221,10 @@ def test_a_report_says_what_the_step_does_to_variances(data, target):
 
 @pytest.mark.parametrize(
     ("num_rows", "first"),
-    [(500, "nuts"), pytest.param(60_000, "sgld", marks=pytest.mark.slow)],
+    [
+        pytest.param(500, "nuts", marks=pytest.mark.slow),
+        pytest.param(60_000, "sgld", marks=pytest.mark.slow),
+    ],
 )
 def test_sgld_is_recommended_where_rows_are_many_and_not_where_they_are_few(
     num_rows, first

@@ -81,7 +81,9 @@ def test_exact_draws_are_sound_and_say_what_would_have_shown(target):
     ("where", "count"),
     [(np.s_[...], 4000 * DIM), (np.s_[1, 500:], 500 * DIM), (np.s_[2, 7, 3], 1)],
 )
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "value", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow)]
+)
 def test_draws_that_are_not_finite_are_a_problem_and_counted(
     where, count, value, gauss
 ):
@@ -121,7 +123,10 @@ def test_a_mode_that_every_chain_misses_is_seen_by_another_kernel(target):
     assert recommendation(found)[0] == "good"
 
 
-@pytest.mark.parametrize("share", [0.04, 0.1, 0.2, 0.3])
+@pytest.mark.parametrize(
+    "share",
+    [0.1, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.04, 0.2, 0.3))],
+)
 def test_of_two_runs_that_weigh_a_mode_differently_neither_is_recommended(share, two):
     runs = {
         "wrong": made(two_gaussians_draws(0, share)),

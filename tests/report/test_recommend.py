@@ -12,7 +12,8 @@ from numpyro import handlers
 from numpyro.infer.reparam import LocScaleReparam
 
 import nutfree as nf
-from nutfree import registry
+from nutfree import facts, registry
+from nutfree.frontends.hierarchy import centred_sites
 from nutfree.kernels.langevin import mala
 from tests.report.runs import bimodal
 
@@ -45,6 +46,7 @@ def test_what_does_not_fit_says_what_it_lacks():
     assert not table.loc["blackjax.elliptical_slice", "fits"]
 
 
+@pytest.mark.slow
 def test_a_gaussian_prior_lets_the_elliptical_slice_fit():
     def model():
         numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
@@ -102,7 +104,7 @@ def masked_laplace():
 @pytest.mark.parametrize(
     ("model", "site"),
     [
-        (total_variation, "x"),
+        pytest.param(total_variation, "x", marks=pytest.mark.slow),
         *(
             pytest.param(model, "a", marks=pytest.mark.slow)
             for model in (
@@ -121,6 +123,7 @@ def test_kinks_are_seen_wherever_they_are_written(model, site):
     assert "nothing speaks against" not in why
 
 
+@pytest.mark.slow
 def test_a_jump_is_seen():
     t = np.linspace(0.025, 0.975, 20)
 
@@ -161,6 +164,15 @@ def eight_schools():
         numpyro.sample("obs", dist.Normal(theta, sigma), obs=y)
 
 
+def test_sites_whose_scale_is_another_site_are_found_and_told():
+    assert centred_sites(eight_schools) == (("theta", "tau"),)
+    other = handlers.reparam(eight_schools, config={"theta": LocScaleReparam(0)})
+    assert centred_sites(other) == ()
+    fit = facts.smooth(facts.Facts(dim=10, centred=(("theta", "tau"),)))
+    assert "'theta' is centred on its scale 'tau'" in fit.why
+
+
+@pytest.mark.slow
 def test_a_centred_hierarchy_is_seen_and_the_other_form_named():
     why = rows_of(eight_schools).loc["nuts", "why"]
     assert "'theta' is centred on its scale 'tau'" in why
@@ -169,6 +181,7 @@ def test_a_centred_hierarchy_is_seen_and_the_other_form_named():
     assert "centred" not in rows_of(other).loc["nuts", "why"]
 
 
+@pytest.mark.slow
 def test_a_model_without_a_gradient_is_probed_by_values():
     def model():
         x = numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))

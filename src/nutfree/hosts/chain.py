@@ -38,7 +38,7 @@ class Algorithm(NamedTuple):
     warmup: Warmup
 
     def init(self, position: Position, target: Callable, rng_key: jax.Array) -> Any:
-        """The kernel's state at `position`."""
+        """Return the kernel's state at `position`."""
         return self.spec.init(position, target, rng_key, options=self.options)
 
 
@@ -59,7 +59,7 @@ class Chain(NamedTuple):
 
 
 def algorithm(spec: KernelSpec, options: Mapping[str, Any]) -> Algorithm:
-    """The kernel with these options.
+    """Return the kernel with these options.
 
     Raises:
         InvalidOption: for a misspelt, ill-typed or out-of-range option.
@@ -141,7 +141,7 @@ def tune(
 
 
 def _strongly_typed(tree: Any) -> Any:
-    """The types that transitions keep: a weak one would compile a program twice."""
+    """Give numbers the types that transitions keep: a weak one compiles twice."""
     return jax.tree.map(strongly_typed, tree)
 
 

@@ -1,4 +1,4 @@
-"""A run on disk, piece by piece, so that a killed process loses at most one piece.
+"""A run is kept on disk piece by piece: a killed process loses at most one piece.
 
 A checkpoint is a folder: `state.npz`, the sampler's state after the last whole piece
 with a header that says of which run, and `draws-00000.npz` and so on, the draws that
@@ -62,11 +62,11 @@ class Checkpoint:
 
     @property
     def progress(self) -> dict[str, Any] | None:
-        """What was last passed to `save` as progress, or None for a new run."""
+        """What was passed to the last `save` as progress, or None for a new run."""
         return None if self._found is None else self._found["progress"]
 
     def state(self, like: Any) -> Any:
-        """The state, in the structure of `like`.
+        """Return the state, in the structure of `like`.
 
         Args:
             like: a state of this run, or its `jax.ShapeDtypeStruct`s.
@@ -88,7 +88,7 @@ class Checkpoint:
         return jax.tree_util.tree_unflatten(treedef, leaves)
 
     def draws(self, like: Any) -> list[Any]:
-        """The draws of each piece, in the structure of `like`."""
+        """Return the draws of each piece, in the structure of `like`."""
         paths, treedef = jax.tree_util.tree_flatten_with_path(like)
         pieces = 0 if self.progress is None else self.progress["pieces"]
         return [
@@ -132,7 +132,7 @@ class Checkpoint:
 
 
 def fingerprint(fn: Callable, *args: Any, data: Any = ()) -> str:
-    """A digest of a traced program and of the arrays in it and in `data`.
+    """Return a digest of a traced program and of the arrays in it and in `data`.
 
     Args:
         fn: what is traced, on `args` or their `jax.ShapeDtypeStruct`s.
@@ -153,12 +153,12 @@ def fingerprint(fn: Callable, *args: Any, data: Any = ()) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what must not change within a run."""
+    """Return the versions that must not change within a run."""
     return {name: version(name) for name in ("nutfree", "numpyro", "jax")}
 
 
 def read_checkpoint(path: str | os.PathLike) -> xarray.DataTree:
-    """The draws that a run with `checkpoint=path` has kept so far, for ArviZ.
+    """Read the draws that a run with `checkpoint=path` has kept so far, for ArviZ.
 
     Args:
         path: the folder; its run may be over, interrupted, or still under way.
@@ -236,7 +236,7 @@ def _open(path: Path) -> Any:
 
 
 def _read_header(path: Path) -> dict[str, Any] | None:
-    """What `state.npz` says of its run, or None where there is nothing yet."""
+    """Return what `state.npz` says of its run, or None where there is no file yet."""
     file = path / "state.npz"
     if not file.exists():
         if path.exists() and (not path.is_dir() or any(map(_foreign, path.iterdir()))):
@@ -255,7 +255,7 @@ def _read_header(path: Path) -> dict[str, Any] | None:
 
 
 def _foreign(file: Path) -> bool:
-    """Whether a process that was killed in its first piece cannot have left it."""
+    """Whether it cannot have been left by a process killed in its first piece."""
     return not (file.suffix == ".tmp" or file.name.startswith("draws-"))
 
 

@@ -1,4 +1,4 @@
-"""What a call can have wrong, each refused with what to write instead."""
+"""Checks of a call: what is wrong is refused, with what to write instead."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ class NutfreeKernel(MCMCKernel):
 
     @in_full_precision
     def target(self, model_args: tuple = (), model_kwargs=None) -> Target:
-        """The posterior for these arguments of the model.
+        """Return the posterior for these arguments of the model.
 
         Raises:
             MissingCapability: if it lacks a part that the kernel needs.
@@ -164,7 +164,7 @@ class NutfreeKernel(MCMCKernel):
     def init_shape(
         self, rng_key, num_warmup, init_params=None, model_args=(), model_kwargs=None
     ) -> NutfreeState:
-        """What `init` returns, as `jax.ShapeDtypeStruct`s: no pilot is run."""
+        """Return the shapes and types of what `init` returns; no pilot is run."""
         inputs = self._inputs(
             rng_key, num_warmup, init_params, model_args, model_kwargs
         )
@@ -203,7 +203,7 @@ class NutfreeKernel(MCMCKernel):
         return find(Window, (model_args, model_kwargs)), *keys, position
 
     def _begin_for(self, data) -> Callable:
-        """`begin(windows, *keys, position)`, in which no window is a constant."""
+        """Return `begin(windows, *keys, position)`, with no window as a constant."""
         target = self.target(*data)
         if not find(Window, data):
             return lambda windows, *inputs: self._begin(target, *inputs)
@@ -247,7 +247,7 @@ class NutfreeKernel(MCMCKernel):
                 warnings.warn(concern, stacklevel=4)
 
     def _begin(self, target, rng_key, start_key, pilot_key, position) -> NutfreeState:
-        """The first state of one chain."""
+        """Return the first state of one chain."""
         del start_key
         position = jax.tree.map(as_float, position)
         pilot_key, init_key = jax.random.split(typed_key(pilot_key))
@@ -281,7 +281,7 @@ class NutfreeKernel(MCMCKernel):
 
     @in_full_precision
     def sample(self, state: NutfreeState, model_args, model_kwargs) -> NutfreeState:
-        """One transition of one chain, or of all vectorized ones."""
+        """Make one transition of one chain, or of all vectorized ones."""
         advance = partial(self._advance, self.target(model_args, model_kwargs))
         if not is_batch(state.rng_key):
             return advance(state)
@@ -361,7 +361,7 @@ def kernel(
     init_strategy: Callable = init_to_uniform,
     **options: Any,
 ) -> MCMCKernel:
-    """A kernel for NumPyro's `MCMC`, to pass in place of `NUTS`.
+    """Return a kernel for NumPyro's `MCMC`, to pass in place of `NUTS`.
 
     Args:
         name: a kernel or a family, see `nutfree.kernels()`.

@@ -1,4 +1,4 @@
-"""NumPyro's `MCMC` in pieces that neither an interrupt nor a crash can lose.
+"""NumPyro's `MCMC` runs in pieces that neither an interrupt nor a crash can lose.
 
 One program, compiled once, makes a piece of the run, and the host goes from piece to
 piece, where the progress bar, Ctrl-C and the checkpoint are.
@@ -120,7 +120,7 @@ class PiecewiseMCMC(MCMC):
         self._vectorized = method == "vectorized"
 
     def run(self, rng_key, *args, extra_fields=(), init_params=None, **kwargs) -> None:
-        """As `MCMC.run`; an interrupt ends it with the draws made so far."""
+        """Run as `MCMC.run` does; an interrupt ends it with the draws made so far."""
         self._args, self._kwargs = args, kwargs
         self.interrupted, self.feeds = False, 0
         started = time.perf_counter()
@@ -149,7 +149,7 @@ class PiecewiseMCMC(MCMC):
         return self.num_samples // self.thinning
 
     def _made_before(self, checkpoint, state, piece, started: float) -> _Run:
-        """The run as the checkpoint has it, or a new one.
+        """Return the run as the checkpoint has it, or a new one.
 
         Raises:
             CheckpointMismatch: if it has more draws than are asked for.
@@ -234,7 +234,7 @@ class PiecewiseMCMC(MCMC):
         }
 
     def _resume_or_begin(self, rng_key, init_params, extra_fields):
-        """The checkpoint, if there is to be one, and the state to go on from."""
+        """Return the checkpoint, if the run is kept, and the state to go on from."""
         if self.checkpoint is None:
             return None, self._begin(rng_key, init_params)
         state, kernel = None, self.sampler
@@ -252,7 +252,7 @@ class PiecewiseMCMC(MCMC):
         return keeper, self._begin(rng_key, init_params) if state is None else state
 
     def _described(self, rng_key, state, extra_fields, init_params) -> dict[str, Any]:
-        """What must be the same where a run goes on."""
+        """Return what must be the same where a run goes on."""
         kernel, args, kwargs = self.sampler, self._args, self._kwargs
         if not self._vectorized:
             state = jax.eval_shape(partial(jax.tree.map, lambda x: x[0]), state)
@@ -278,7 +278,7 @@ class PiecewiseMCMC(MCMC):
         }
 
     def _begin(self, rng_key, init_params, shape_only=False):
-        """The first state of every chain, or its shapes."""
+        """Return the first state of every chain, or its shapes."""
         chains = self.num_chains
         # a single chain keeps its key, as in `MCMC.run`
         keys = jax.random.split(rng_key, chains) if chains > 1 else rng_key[None]
@@ -302,22 +302,22 @@ class PiecewiseMCMC(MCMC):
         return _stacked(*states)
 
     def _piece(self, state, size: int, extra_fields):
-        """`piece(state, n, thinning)`: the state after n draws, and the draws.
+        """Return `piece(state, n, thinning) -> (state after n draws, the draws)`.
 
         The draws are padded to `size`, so that n is no part of the program.
         """
         return self._program(state, size, extra_fields)
 
     def _draws_like(self, piece, state):
-        """Shapes of what `piece` draws."""
+        """Return the shapes of what `piece` draws."""
         return jax.eval_shape(piece, state, 1, 1)[1]
 
     def _data(self, *feed) -> tuple[tuple, dict]:
-        """The model's arguments, from what a program is fed besides."""
+        """Return the model's arguments, from what a program is fed besides."""
         return self._args, self._kwargs
 
     def _program(self, state, size: int, extra_fields):
-        """`program(state, n, thinning, *feed)`, compiled."""
+        """Return `program(state, n, thinning, *feed)`, compiled."""
         return piece_program(
             self.sampler,
             self._data,
@@ -335,12 +335,12 @@ def _stacked(*states):
 
 
 def _cut(total: int, size: int) -> list[int]:
-    """`total` in pieces of `size`, the last one what is left."""
+    """Cut `total` into pieces of `size`; the last one is what is left."""
     return [min(size, total - done) for done in range(0, total, size)] if total else []
 
 
 def _gradients(state: Any, num_steps: float) -> float:
-    """Gradients spent so far over all chains, by the kernel's own count if any."""
+    """Return the gradients spent by all chains, by the kernel's own count if any."""
     if has_field(state, "total_grad_evals"):
         return float(np.sum(state.total_grad_evals))
     return num_steps

@@ -1,4 +1,4 @@
-"""`sample`: a kernel run to a DataTree, with the draws of NumPyro's `MCMC`."""
+"""`sample` runs a kernel to a DataTree, with the draws of NumPyro's `MCMC`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _chain_method(kernel: MCMCKernel, num_chains: int) -> str:
-    """Vectorized where transitions cost the same or are of all chains together."""
+    """Return "vectorized" where all chains' transitions cost the same."""
     if isinstance(kernel, NutfreeKernel | EnsembleSampler):
         return "vectorized"
     return "parallel" if 1 < num_chains <= jax.local_device_count() else "sequential"
@@ -34,7 +34,7 @@ def _chain_method(kernel: MCMCKernel, num_chains: int) -> str:
 def _check_at_once(
     kernel: MCMCKernel, draws_at_once: int, num_draws: int, chain_method: str | None
 ) -> None:
-    """Refuse draws side by side that are none of this kernel's or this run's.
+    """Refuse draws side by side that this kernel or this run cannot make.
 
     Raises:
         InvalidOption: with what to write instead.

@@ -1,4 +1,4 @@
-"""The state of a kernel under NumPyro's `MCMC`, and the numbers and keys in it."""
+"""The state of a kernel under NumPyro's `MCMC`; how its numbers and keys are made."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -75,21 +75,21 @@ def strongly_typed(x):
 
 
 def compensated_add(total, term, lost):
-    """Compensated `total + term` and what rounding has lost (Kahan 1965)."""
+    """Return `total + term` and what rounding has lost (Kahan 1965)."""
     term = term + lost
     new = total + term
     return new, term - (new - total)
 
 
 def typed_key(rng_key):
-    """A typed key from a typed or a legacy one."""
+    """Return a typed key for a typed or a legacy one."""
     if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
         return rng_key
     return jax.random.wrap_key_data(rng_key)
 
 
 def like_key(rng_key, like):
-    """A typed key in the form of `like`."""
+    """Return a typed key in the form of `like`, typed or legacy."""
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         return rng_key
     return jax.random.key_data(rng_key)
@@ -101,7 +101,7 @@ def is_batch(rng_key) -> bool:
 
 
 def split_key(rng_key, batched: bool):
-    """Three keys: of the chain, of its starting point, of its pilot."""
+    """Return three keys: of the chain, of its starting point, of its pilot."""
     split = partial(jax.random.split, num=3)
     if batched:
         return jnp.swapaxes(jax.vmap(split)(rng_key), 0, 1)

@@ -8,6 +8,7 @@ from concurrent.futures import (
 )
 from multiprocessing import get_context
 
+import cloudpickle
 import numpy as np
 import pytest
 import xarray as xr
@@ -92,9 +93,9 @@ def test_only_an_executors_kernels_can_time_out():
 class Later:
     """An executor whose futures are as its kernels say."""
 
-    def submit(self, run, *job):
+    def submit(self, run, job):
         future = Future()
-        outcome = job[1]
+        outcome = cloudpickle.loads(job)[1]
         if isinstance(outcome, BaseException):
             future.set_exception(outcome)
         elif outcome is not None:
@@ -103,9 +104,9 @@ class Later:
 
 
 def test_a_worker_that_dies_or_is_late_has_its_row_and_the_others_go_on():
-    outcomes = {"nuts": tree(), "mala": BrokenExecutor("killed"), "clc": None}
+    outcomes = {"nuts": "its draws", "mala": BrokenExecutor("killed"), "clc": None}
     jobs = {name: (None, outcome, (), {}) for name, outcome in outcomes.items()}
     found = entries.run_all(jobs, Later(), timeout=0.1)
-    assert isinstance(found["nuts"], xr.DataTree)
+    assert found["nuts"] == "its draws"
     assert "BrokenExecutor: killed" in found["mala"].reason
     assert found["clc"].reason == "failed: no result within 0.1 s"

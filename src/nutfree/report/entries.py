@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import cloudpickle
 from numpyro.infer.mcmc import MCMCKernel
 
 from nutfree import registry
@@ -137,6 +138,11 @@ def run_all(
     return {name: _result(wait, timeout) for name, wait in pending.items()}
 
 
+def _run_packed(job: bytes) -> "xr.DataTree | Failure":
+    """`run` in another process, which may lack the module that the model is from."""
+    return run(*cloudpickle.loads(job))
+
+
 def _submitter(executor: Any) -> Callable[[tuple], Callable[[float | None], Any]]:
     """`job -> wait`, where `wait(timeout)` gives the result."""
     if isinstance(executor, ThreadPoolExecutor):
@@ -154,12 +160,12 @@ def _submitter(executor: Any) -> Callable[[tuple], Callable[[float | None], Any]
                 "multiprocessing.get_context('spawn'))."
             )
     if hasattr(executor, "submit"):
-        return lambda job: executor.submit(run, *job).result
+        return lambda job: executor.submit(_run_packed, cloudpickle.dumps(job)).result
     if hasattr(executor, "remote") and hasattr(executor, "get"):  # the module ray
-        task = executor.remote(run)
+        task = executor.remote(_run_packed)
 
         def submit(job: tuple) -> Callable[[float | None], Any]:
-            reference = task.remote(*job)
+            reference = task.remote(cloudpickle.dumps(job))
             return lambda timeout: executor.get(reference, timeout=timeout)
 
         return submit

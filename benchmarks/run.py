@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = (
     "overhead",
     "honesty",
+    "picks",
     "multimodal",
     "constrained",
     "nonsmooth",

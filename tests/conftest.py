@@ -43,13 +43,6 @@ def _knows(flag: str) -> bool:
     return False
 
 
-def pytest_collection_modifyitems(items):
-    """Tests of one file run in one process, unless they say with which they share."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 def pytest_configure(config):
     """Before the first program is compiled, where nothing runs for long."""
     if config.option.markexpr == "not slow" and _knows(FAST_COMPILE):

@@ -25,14 +25,8 @@ SHORT_PILOT = {"blackjax.adjusted_mclmc": {"num_tuning_steps": 100}}
 
 
 def kernel_param(name: str, *rest, quick: bool = True):
-    """A kernel's name as a parameter; the quick suite leaves out what is not `quick`.
-
-    All tests of one kernel run in one process, which compiles it once.
-    """
-    marks = [pytest.mark.xdist_group(name)]
-    return pytest.param(
-        name, *rest, marks=marks if quick else [*marks, pytest.mark.slow]
-    )
+    """A kernel as a parameter; the quick suite leaves out what is not `quick`."""
+    return pytest.param(name, *rest, marks=[] if quick else [pytest.mark.slow])
 
 
 #: Positions of every kind that a kernel must take.

@@ -190,13 +190,14 @@ def _ravel(position) -> jax.Array:
     return ravel_pytree(position)[0]
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize(
-    ("name", "template"),
+    ("name", "template", "precision"),
     [
-        kernel_param(n, t, quick=n in KINDS)
+        kernel_param(n, t, precision, quick=n in KINDS and precision in quick)
         for n in SPECS
         for t in templates_for(SPECS[n])
+        for quick in [("float32", "float64") if t == "dict" else ("float32",)]
+        for precision in ("float32", "float64")
     ],
 )
 def test_draws_have_the_structure_and_precision_of_the_position(

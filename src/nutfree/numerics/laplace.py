@@ -188,6 +188,7 @@ def precision(
     *,
     dense_dim: int = DENSE_DIM,
     num_probes: int = NUM_PROBES,
+    at_once: int | None = 16,
 ) -> tuple[jax.Array, Any]:
     """Evaluate minus the second derivatives at x.
 
@@ -195,13 +196,15 @@ def precision(
         cost: what a gradient counts.
         dense_dim: up to this dimension they are a matrix, beyond it a diagonal, which
             is estimated from `num_probes` products.
+        at_once: products that are made side by side; None makes them one by one, whose
+            rounding is the same however many points are looked at together.
 
     Returns:
         `(precision, count)`, the precision of shape `(d, d)` or `(d,)`.
     """
     product, dim = precision_product(logdensity, x), x.shape[0]
     if dim <= dense_dim:
-        rows = jax.lax.map(product, jnp.eye(dim, dtype=x.dtype), batch_size=16)
+        rows = jax.lax.map(product, jnp.eye(dim, dtype=x.dtype), batch_size=at_once)
         return 0.5 * (rows + rows.T), count + 2 * cost * dim
     signs = jax.random.rademacher(rng_key, (num_probes, dim), x.dtype)
     return hutchinson_diagonal(product, signs), count + 2 * cost * num_probes

@@ -14,7 +14,7 @@ export TF_CPP_MIN_LOG_LEVEL := 3
 
 help:
 	@echo "make demo       install, then compare kernels with NUTS on real posteriors"
-	@echo "make test       install, lint, and run the tests (15 to 25 minutes on two cores)"
+	@echo "make test       install, lint, and run the tests (7 to 9 minutes on two cores)"
 	@echo "make test-all   the long statistical runs too"
 	@echo "make bench      ratios against named peers, in quick form"
 	@echo "make install    into $(VENV)"

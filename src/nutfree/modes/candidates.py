@@ -69,8 +69,16 @@ def curvature_at(logdensity, u, rng_key) -> tuple[jax.Array, jax.Array]:
     Returns:
         `(curvature, evaluations)`.
     """
-    settings = {"dense_dim": MAX_DENSE, "num_probes": NUM_SIGNS, "at_once": None}
-    return precision(rng_key, logdensity, u, jnp.asarray(0), cost=1, **settings)
+    return precision(
+        rng_key,
+        logdensity,
+        u,
+        jnp.asarray(0),
+        cost=1,
+        dense_dim=MAX_DENSE,
+        num_probes=NUM_SIGNS,
+        at_once=None,
+    )
 
 
 def laplace_at(logdensity, points, values, rng_key) -> tuple[Candidates, jax.Array]:

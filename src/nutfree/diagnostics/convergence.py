@@ -13,6 +13,10 @@ from nutfree.diagnostics.limits import (
     MIN_ESS,
 )
 
+#: The checks, as they are called in a verdict.
+FINITE, R_HAT, ESS = "draws are finite", "R-hat", "bulk ESS"
+DIVERGENCES = "divergences"
+
 
 class Convergence(NamedTuple):
     """What the draws of a run say of themselves.
@@ -34,21 +38,25 @@ class Convergence(NamedTuple):
     unmoved: list[int]
     divergent: float
 
-    def problems(self) -> list[str]:
-        """What forbids every use of the draws, worst first."""
-        found = []
+    @property
+    def problems(self) -> dict[str, str]:
+        """What forbids every use of the draws, by check, worst first."""
+        found = {}
+        broken = []
         if self.not_finite:
             listed = ", ".join(f"{n:,} of '{k}'" for k, n in self.not_finite.items())
-            found.append(f"draws that are not finite: {listed}")
+            broken.append(f"draws that are not finite: {listed}")
         if self.unmoved:
             listed = ", ".join(str(chain) for chain in self.unmoved)
-            found.append(f"never moved: chain {listed}")
+            broken.append(f"never moved: chain {listed}")
+        if broken:
+            found[FINITE] = "; ".join(broken)
         if self.r_hat > MAX_R_HAT:
-            found.append(f"chains disagree (R-hat {self.r_hat:.2f})")
+            found[R_HAT] = f"chains disagree (R-hat {self.r_hat:.2f})"
         if self.divergent > MAX_DIVERGENT:
-            found.append(f"{self.divergent:.0%} of transitions diverge")
+            found[DIVERGENCES] = f"{self.divergent:.0%} of transitions diverge"
         if self.ess_bulk < MIN_ESS:
-            found.append(f"too few draws (effective sample {self.ess_bulk:.0f})")
+            found[ESS] = f"too few draws (effective sample {self.ess_bulk:.0f})"
         return found
 
     def caveats(self, num_chains: int) -> list[str]:
@@ -75,11 +83,11 @@ def convergence(posterior: xr.Dataset, stats: xr.Dataset | None = None) -> Conve
         >>> import numpy as np, xarray as xr
         >>> draws = np.random.default_rng(0).normal(size=(4, 500))
         >>> run = xr.Dataset({"x": (("chain", "draw"), draws)})
-        >>> convergence(run).problems()
-        []
+        >>> convergence(run).problems
+        {}
         >>> run["x"][0, 3] = np.nan
-        >>> convergence(run).problems()
-        ["draws that are not finite: 1 of 'x'"]
+        >>> convergence(run).problems
+        {'draws are finite': "draws that are not finite: 1 of 'x'"}
     """
     not_finite = {
         str(name): count
@@ -146,10 +154,10 @@ def short_verdict(tree: xr.DataTree) -> str:
     )
     run = convergence(tree["posterior"].to_dataset(), stats)
     # a short run is its user's choice
-    found = run._replace(ess_bulk=float("nan")).problems()
+    found = run._replace(ess_bulk=float("nan")).problems
     if not found:
         return ""
     return (
-        f"Something speaks against these draws: {'; '.join(found)}. "
+        f"Something speaks against these draws: {'; '.join(found.values())}. "
         "nutfree.check(tree, model, ...) says more."
     )

@@ -22,6 +22,8 @@ __all__ = ["SeparateModes", "find_modes"]
 
 #: Work of `find_modes` by default: some 10,000 gradients in few dimensions.
 DEFAULT_EFFORT = Effort(num_starts=64, num_probes=512, num_modes=64)
+#: Work of it in verdicts and recommendations: from 96 draws of the prior, no probes.
+BRIEF_EFFORT = Effort(num_starts=96, num_steps=100, num_modes=64)
 
 #: Newton steps from a candidate; near a mode they converge in four or five.
 MAX_NEWTON_STEPS = 12

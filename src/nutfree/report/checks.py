@@ -5,7 +5,13 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from nutfree.diagnostics.convergence import Convergence
+from nutfree.diagnostics.convergence import (
+    DIVERGENCES,
+    ESS,
+    FINITE,
+    R_HAT,
+    Convergence,
+)
 from nutfree.diagnostics.discrepancies import (
     ScoreMoments,
     effective_sizes,
@@ -34,7 +40,7 @@ from nutfree.diagnostics.masses import Masses
 from nutfree.diagnostics.modes import thin
 from nutfree.report.runs import Posterior, Run
 from nutfree.report.shares import Shares
-from nutfree.report.verdict import ESS, FINITE, R_HAT, SEARCH, SHARE, Check, Verdict
+from nutfree.report.verdict import SEARCH, SHARE, Check, Verdict
 
 NAN = float("nan")
 
@@ -123,25 +129,18 @@ def _figures(run: Run) -> dict[str, float]:
 def _convergence_checks(run: Run) -> list[Check]:
     c: Convergence = run.converged
     count = float(sum(c.not_finite.values()))
-    problems = c.problems()
-    # of the same words, by what they are about
-    about = {
-        FINITE: [p for p in problems if "not finite" in p or "never moved" in p],
-        R_HAT: [p for p in problems if "R-hat" in p],
-        ESS: [p for p in problems if "too few" in p],
-        "divergences": [p for p in problems if "diverge" in p],
-    }
+    problems = c.problems
     doubts = c.caveats(run.num_chains)
     rows = [
         (FINITE, count, 0.0, ""),
         (R_HAT, c.r_hat, GOOD_R_HAT, _why_no_r_hat(run)),
         (ESS, c.ess_bulk, GOOD_ESS_PER_CHAIN * run.num_chains, "effective sample"),
-        ("divergences", c.divergent, MAX_DIVERGENT, "divergences (none recorded)"),
+        (DIVERGENCES, c.divergent, MAX_DIVERGENT, "divergences (none recorded)"),
     ]
     checks = []
     for name, value, limit, unmade in rows:
-        if about[name]:
-            checks.append(Check(name, value, limit, "problem", "; ".join(about[name])))
+        if name in problems:
+            checks.append(Check(name, value, limit, "problem", problems[name]))
         elif np.isnan(value):
             checks.append(Check(name, value, limit, "not checked", unmade))
         else:

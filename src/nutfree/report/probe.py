@@ -13,8 +13,7 @@ from nutfree.diagnostics.density import Density
 from nutfree.diagnostics.limits import MISSED_WEIGHT
 from nutfree.diagnostics.smoothness import smoothness
 from nutfree.facts import Facts
-from nutfree.modes.find import SeparateModes, find_modes
-from nutfree.modes.search import Effort
+from nutfree.modes.find import BRIEF_EFFORT, SeparateModes, find_modes
 from nutfree.numerics.gaussian import gaussian_moments
 from nutfree.target import Target, has_gradient
 
@@ -49,7 +48,7 @@ def probe(
         bounded = tuple(k for k, c in target.split.supports.items() if not _is_real(c))
     num_modes, jumps = None, False
     if gradient and (num_data or 1) * flat.size * NUM_GRADIENTS <= BUDGET:
-        found = find_modes(target, seed=seed, effort=EFFORT)
+        found = find_modes(target, seed=seed, effort=BRIEF_EFFORT)
         num_modes = count(found)
         density = Density(lambda x: target.logdensity_fn(unravel(x)))
         seen = smoothness(density, _points(target, found, seed), seed=seed)
@@ -68,10 +67,6 @@ def probe(
         centred=centred,
         num_modes=num_modes,
     )
-
-
-#: How hard modes are searched for.
-EFFORT = Effort(num_starts=96, num_steps=100, num_modes=64)
 
 
 def count(found: SeparateModes) -> int | None:

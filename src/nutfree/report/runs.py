@@ -18,12 +18,9 @@ from nutfree.diagnostics.limits import (
 from nutfree.diagnostics.masses import Masses, masses
 from nutfree.diagnostics.smoothness import Smoothness, smoothness
 from nutfree.diagnostics.subsample import MANY_ROWS, minibatch_scores
-from nutfree.modes.find import find_modes
-from nutfree.modes.search import Effort
+from nutfree.modes.find import BRIEF_EFFORT, find_modes
 from nutfree.target import Target, has_gradient
 
-#: How hard modes are searched for: from 96 draws of the prior, without probes.
-SEARCH_EFFORT = Effort(num_starts=96, num_steps=100, num_modes=64)
 NAN = float("nan")
 
 
@@ -62,7 +59,7 @@ class Posterior:
     @cached_property
     def masses(self) -> Masses | None:
         """Shares of the modes that a search finds; None without any."""
-        return masses(find_modes(self.target, effort=SEARCH_EFFORT), self.density)
+        return masses(find_modes(self.target, effort=BRIEF_EFFORT), self.density)
 
     def smoothness(self, vectors: NDArray) -> Smoothness | None:
         """Whether the log density jumps between these draws; None where a gradient is

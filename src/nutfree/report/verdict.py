@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nutfree.diagnostics.convergence import ESS, FINITE, R_HAT
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -105,7 +107,6 @@ class Verdict:
 
 
 #: Checks without which a run is not called sound.
-FINITE, R_HAT, ESS = "draws are finite", "R-hat", "bulk ESS"
 ESSENTIAL = frozenset({FINITE, R_HAT, ESS})
 #: Checks of the modes.
 SEARCH, SHARE = "modes that a search finds", "shares of the modes"

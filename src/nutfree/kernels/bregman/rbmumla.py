@@ -21,14 +21,13 @@ no mirror map is moved by its unconstrained value, with the Jacobian.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from nutfree.facts import non_smooth
 from nutfree.kernels.bregman import myula
 from nutfree.kernels.bregman.envelopes import counted_envelope
 from nutfree.kernels.bregman.mirror import Euclidean
@@ -36,12 +35,11 @@ from nutfree.kernels.bregman.myula import SMOOTHING
 from nutfree.kernels.bregman.space import Values, space_of
 from nutfree.kernels.bregman.unadjusted import (
     UnadjustedInfo,
-    gradients,
     transition,
     transition_length,
 )
 from nutfree.kernels.bregman.unadjusted_warmup import unadjusted_warmup
-from nutfree.registry import KernelSpec, option
+from nutfree.registry import option
 from nutfree.target import Position, Target
 from nutfree.warmup import Warmup
 
@@ -207,21 +205,16 @@ def warmup(options=Options()) -> Warmup:
     )
 
 
-SPEC = KernelSpec(
+SPEC = replace(
+    myula.SPEC,
     name="rbmumla",
-    family="bregman",
     summary="unadjusted mirror Langevin on a smoothed, constrained posterior",
     paper="Lau and Liu 2022, arXiv 2207.04387",
     init=init,
     build_kernel=build_kernel,
     warmup=warmup,
     options=Options,
-    needs=("split",),
-    suits=non_smooth,
-    guarantee="biased",
     bias="of order step_size, and of the smoothing lambda = smoothing * step_size: a "
     "smaller step_size reduces both; the kernel Stein discrepancy shows it, but not in "
     "the neck of a funnel, where 'marbmumla' is right",
-    bias_order=myula.SPEC.bias_order,
-    gradients=gradients,
 )

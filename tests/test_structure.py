@@ -19,6 +19,7 @@ FLOORS = (
     "errors",
     "target",
     "facts",
+    "options",
     "registry",
     "numerics",
     "warmup",

@@ -16,8 +16,8 @@ from nutfree.report.check import check
 from nutfree.report.checks import exact_draws
 from nutfree.report.compare import Comparison, compare
 from nutfree.report.cross_check import CrossCheck, cross_check
+from nutfree.report.overview import plot_comparison
 from nutfree.report.plots import (
-    plot_comparison,
     plot_draws,
     plot_ess,
     plot_rank,

@@ -73,7 +73,7 @@ class Comparison(Findings):
 
     def plot(self) -> "Figure":
         """The comparison at a glance, as a matplotlib figure."""
-        from nutfree.report.plots import plot_comparison
+        from nutfree.report.overview import plot_comparison
 
         return plot_comparison(self)
 

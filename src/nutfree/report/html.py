@@ -98,7 +98,8 @@ def _version(package: str) -> str:
 
 def render(comparison: "Findings") -> str:
     """The whole page as a string; nothing in it is loaded from elsewhere."""
-    from nutfree.report.plots import plot_comparison, plot_draws, plot_ess
+    from nutfree.report.overview import plot_comparison
+    from nutfree.report.plots import plot_draws, plot_ess
 
     plots = [
         ("The comparison at a glance", plot_comparison(comparison)),

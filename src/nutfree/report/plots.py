@@ -1,4 +1,4 @@
-"""Pictures of draws and of comparisons; each function returns a matplotlib figure.
+"""Pictures of draws; each function returns a matplotlib figure.
 
 Colours are those of Okabe and Ito, which colour-blind readers tell apart.
 """
@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from nutfree.report.findings import Findings
 
-__all__ = ["plot_comparison", "plot_draws", "plot_ess", "plot_rank", "plot_trace"]
+__all__ = ["plot_draws", "plot_ess", "plot_rank", "plot_trace"]
 
 PALETTE = (
     "#0072B2",
@@ -47,7 +46,7 @@ def check_matplotlib() -> None:
         )
 
 
-def _figure(width: float, height: float) -> "Figure":
+def blank_figure(width: float, height: float) -> "Figure":
     """A figure that no window and no global list holds on to."""
     check_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -58,7 +57,7 @@ def _figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def _tidy(axes: "Axes", *, grid: str | None = None) -> None:
+def tidy(axes: "Axes", *, grid: str | None = None) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9)
     if grid:
@@ -110,7 +109,7 @@ def plot_draws(
     step = max(1, chains * draws // max_draws)
     title = _kernel(tree) if title is None else title
     if len(names) <= 2:
-        figure = _figure(5.4, 4.2)
+        figure = blank_figure(5.4, 4.2)
         axes = figure.subplots()
         if len(names) == 1:
             _density(axes, scalars[names[0]], names[0])
@@ -121,7 +120,7 @@ def plot_draws(
         figure.suptitle(title, fontsize=11)
         return figure
     count = len(names)
-    figure = _figure(2.1 * count, 2.1 * count)
+    figure = blank_figure(2.1 * count, 2.1 * count)
     grid = figure.subplots(count, count, sharex="col", squeeze=False)
     for row, down in enumerate(names):
         for column, across in enumerate(names):
@@ -157,7 +156,7 @@ def _density(axes: "Axes", values: Any, name: str) -> None:
         )
     axes.set_yticks([])
     axes.set_xlabel(name)
-    _tidy(axes)
+    tidy(axes)
     axes.spines["left"].set_visible(False)
 
 
@@ -183,7 +182,7 @@ def _scatter(
         )
     axes.set_xlabel(across)
     axes.set_ylabel(down)
-    _tidy(axes)
+    tidy(axes)
 
 
 def _contours(axes: "Axes", logdensity_fn: LogDensity) -> None:
@@ -218,13 +217,13 @@ def plot_trace(
     _only_chains(tree, "plot_trace")
     scalars = _scalars(tree, var_names)
     names = list(scalars)[:max_vars]
-    figure = _figure(8.0, 1.5 * len(names) + 0.6)
+    figure = blank_figure(8.0, 1.5 * len(names) + 0.6)
     for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names):
         for chain, values in enumerate(scalars[name]):
             color = PALETTE[chain % len(PALETTE)]
             axes.plot(values, linewidth=0.6, alpha=0.8, color=color)
         axes.set_ylabel(name, fontsize=9)
-        _tidy(axes)
+        tidy(axes)
     axes.set_xlabel("draw")
     figure.suptitle(_kernel(tree), fontsize=11)
     return figure
@@ -271,7 +270,7 @@ def plot_ess(trees: Mapping[str, xr.DataTree] | xr.DataTree) -> "Figure":
 
     if isinstance(trees, xr.DataTree):
         trees = {_kernel(trees): trees}
-    figure = _figure(6.4, 4.0)
+    figure = blank_figure(6.4, 4.0)
     axes = figure.subplots()
     for color, (name, tree) in zip(PALETTE * 9, trees.items()):
         scalars = np.stack(list(_scalars(tree, None).values()), axis=-1)[..., :20]
@@ -292,7 +291,7 @@ def plot_ess(trees: Mapping[str, xr.DataTree] | xr.DataTree) -> "Figure":
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.legend(frameon=False, fontsize=9)
-    _tidy(axes, grid="y")
+    tidy(axes, grid="y")
     return figure
 
 
@@ -309,74 +308,3 @@ def _spent(tree: xr.DataTree, draws: int) -> tuple[np.ndarray, str]:
             before = float(stats.attrs.get(total, each[-1])) - float(each[-1])
             return each + max(before, 0.0), unit
     return np.arange(1, draws + 1) * stats.sizes.get("chain", 1), "draws"
-
-
-def plot_comparison(comparison: "Findings") -> "Figure":
-    """Four panels: speed, gradients, fit to the score, shares of the modes.
-
-    Kernels that were set aside are hatched.
-    """
-    names = list(comparison.trees)
-    table = comparison.table.loc[names]
-    sound = [comparison.verdicts[name].sound for name in names]
-    figure = _figure(11.0, 1.0 + 2 * (1.1 + 0.42 * len(names)))
-    (speed, cost), (fit, modes) = figure.subplots(2, 2)
-    _bars(speed, names, table["seconds_to_400"], sound)
-    speed.set_title("seconds to the first 400 effective draws, all told", fontsize=10)
-    _bars(cost, names, 1000 * table["ess_per_grad"], sound)
-    cost.set_title("effective draws per 1,000 gradients", fontsize=10)
-    _bars(fit, names, table["ksd"] / table["ksd_floor"], sound)
-    fit.axvline(1.0, color="black", linewidth=1.0, linestyle="--")
-    fit.set_title("Stein discrepancy over its floor (exact: below 1)", fontsize=10)
-    shares = np.stack([comparison.verdicts[name].mode_shares for name in names])
-    _stacked(modes, names, shares)
-    figure.suptitle(
-        f"Use {comparison.best}" if comparison.best else "No run can be trusted",
-        fontsize=12,
-        fontweight="bold",
-    )
-    if not all(sound):
-        figure.supxlabel("hatched: set aside", fontsize=9, color="#555555")
-    return figure
-
-
-def _bars(
-    axes: "Axes", names: Sequence[str], values: Any, sound: Sequence[bool]
-) -> None:
-    heights = np.nan_to_num(np.asarray(values, dtype=float))
-    bars = axes.barh(range(len(names)), heights, height=0.6)
-    for bar, color, good in zip(bars, PALETTE * 9, sound):
-        bar.set_facecolor(color if good else "white")
-        bar.set_edgecolor(color)
-        bar.set_hatch("" if good else "////")
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-    labels = ["–" if np.isnan(v) else f"{v:.3g}" for v in np.asarray(values, float)]
-    axes.bar_label(bars, labels=labels, padding=4, fontsize=9, bbox=box)
-    axes.set_xlim(0, 1.18 * max(heights.max(), 1e-12))
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    _tidy(axes, grid="x")
-
-
-def _stacked(axes: "Axes", names: Sequence[str], shares: np.ndarray) -> None:
-    left = np.zeros(len(names))
-    count = shares.shape[1]
-    for mode in range(count):
-        color = PALETTE[mode % len(PALETTE)]
-        axes.barh(
-            range(len(names)),
-            shares[:, mode],
-            left=left,
-            height=0.6,
-            color=color,
-            alpha=0.85,
-            edgecolor="white",
-            linewidth=1.0,
-        )
-        left += shares[:, mode]
-    axes.set_xlim(0, 1)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    found = "1 mode" if count == 1 else f"{count} modes"
-    axes.set_title(f"share of draws in each mode ({found})", fontsize=10)
-    _tidy(axes)

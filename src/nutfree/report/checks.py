@@ -263,16 +263,19 @@ def _proposal_checks(figures: Mapping[str, float]) -> list[Check]:
 
 def _power(moments: ScoreMoments | None, shares: Shares) -> str:
     """What an error would have had to be to be seen nine times in ten."""
-    clauses = []
+    clauses, blind = [], ""
     if moments is not None:
         mean, sd = moments.power(SCORE_LEVEL)
-        if np.isfinite([mean, sd]).all():
+        if mean < 1 and sd < 1:
             clauses.append(f"{mean:.2g} sd in a mean, {sd:.0%} in a sd")
+        else:
+            # a score with a heavy tail, as near a singularity of the density
+            blind = "; its scores vary too much to show one of a mean or a sd"
     if len(shares.of_modes) > 1:
         clauses.append(f"{shares.detectable:.2g} in a mode's share between chains")
     if not clauses:
         return ""
-    return f"an error of {' or '.join(clauses)} would have shown"
+    return f"an error of {' or '.join(clauses)} would have shown{blind}"
 
 
 # modes that a search finds

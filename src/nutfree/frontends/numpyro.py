@@ -21,6 +21,7 @@ from numpyro.infer.util import (
 
 from nutfree.errors import NutfreeError
 from nutfree.frontends import sites
+from nutfree.frontends.arguments import Arguments, arguments, constant
 from nutfree.frontends.checks import (
     cannot_run,
     check_latent,
@@ -77,10 +78,10 @@ class ModelFrontend:
     advice: Mapping[str, str] = field(default_factory=dict)
 
     def starter(
-        self, args: tuple = (), kwargs: Mapping[str, Any] | None = None, **how: Any
+        self, arguments: Arguments, **how: Any
     ) -> Callable[[jax.Array], Position]:
         """Return `rng_key -> position`, see `nutfree.frontends.starts.starter`."""
-        return starter(self.model, args, kwargs, **how)
+        return starter(self.model, arguments, **how)
 
     def prior_logdensity(self, args: tuple = (), kwargs=None) -> LogDensity:
         """Return the log density of the latent sites alone, on the sampling space."""
@@ -127,6 +128,33 @@ class ModelFrontend:
             advice=self.advice,
         )
         return replace(target, shards=self._shards(args, kwargs))
+
+    def arguments(self, args: tuple, kwargs: Mapping[str, Any] | None, gradient: bool):
+        """Return the model's arguments as a program takes them.
+
+        Args:
+            gradient: whether the program may ask for the gradient.
+        """
+        dtype = jnp.result_type(float)
+        at = {k: jax.ShapeDtypeStruct(v, dtype) for k, v in self.shapes.items()}
+
+        def computes(args, kwargs, position, key_data):
+            target = self.build(args, kwargs)
+            density = target.logdensity_fn
+            found = [(jax.value_and_grad(density) if gradient else density)(position)]
+            found += [target.constrain(position)]
+            if target.prior is not None:
+                key = jax.random.wrap_key_data(key_data)
+                found += [target.prior.sample(key), target.prior.logdensity(position)]
+            if target.minibatch is not None:
+                found += [target.minibatch.terms(position, jnp.arange(2))]
+            if target.split is not None:
+                values = target.split.constrain(position)
+                found += [target.split.terms(values), target.split.log_det(position)]
+            return found + [shard(position) for shard in target.shards or ()]
+
+        key_data = jax.random.key_data(jax.random.key(0))
+        return arguments((args, dict(kwargs or {})), computes, at, key_data)
 
     def _minibatch(self, args, kwargs) -> Minibatch | None:
         if self.plate is None:
@@ -261,7 +289,8 @@ def model_target(
     # one without a gradient is for the kernels that need none; rows on disk have one
     streamed = bool(find(Window, (args, kwargs)))
     gradient = streamed or has_gradient(replace(target, position=origin))
-    position = frontend.starter(args, kwargs, validate_grad=gradient)(rng_key)
+    start = frontend.starter(constant(args, kwargs), validate_grad=gradient)
+    position = start(rng_key)
     return replace(target, position=position)
 
 

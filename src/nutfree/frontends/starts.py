@@ -1,7 +1,6 @@
 """Starting points, where the log density of a NumPyro model is finite."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import compute_log_probs, initialize_model
 
 from nutfree.errors import NoFiniteStart
+from nutfree.frontends.arguments import Arguments
 from nutfree.frontends.checks import cannot_run, check_nan
 from nutfree.frontends.handlers import full_data
 from nutfree.frontends.windows import in_memory
@@ -20,8 +20,7 @@ from nutfree.target import Position
 
 def starter(
     model: Callable,
-    args: tuple = (),
-    kwargs: Mapping[str, Any] | None = None,
+    arguments: Arguments,
     *,
     init_strategy: Callable = init_to_uniform,
     validate_grad: bool = True,
@@ -33,7 +32,7 @@ def starter(
 
     Args:
         model: a NumPyro model without params.
-        args, kwargs: its arguments.
+        arguments: its arguments.
         init_strategy: NumPyro's, for the points that are tried.
         validate_grad: whether the gradient has to be finite, too.
 
@@ -41,9 +40,9 @@ def starter(
         InvalidData: if a NaN in the data is why there is none.
         NoFiniteStart: if there is none for another reason.
     """
-    args, kwargs = in_memory((args, dict(kwargs or {})))
 
-    def search(rng_key):
+    def search(fed, rng_key):
+        args, kwargs = in_memory(arguments.rebuild(fed))
         found = initialize_model(
             rng_key,
             full_data(model),
@@ -56,14 +55,16 @@ def starter(
         return found.z, is_finite(found.potential_energy, gradient)
 
     # one program; op by op, each of them would be compiled
-    compiled = jitted(search)
+    key = arguments.key and ("start", arguments.key, init_strategy, validate_grad)
+    compiled = jitted(search, key)
 
     def start(rng_key: jax.Array) -> Position:
         try:
-            position, good = compiled(rng_key)
+            position, good = compiled(arguments.fed, rng_key)
         except (TypeError, ValueError) as error:
             raise cannot_run(error) from error
         if not isinstance(good, jax.core.Tracer) and not good:
+            args, kwargs = in_memory(arguments.now)
             check_nan(args, kwargs)
             raise _why_no_start(model, args, kwargs)
         return position

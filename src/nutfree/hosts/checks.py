@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from numpyro.infer import HMC
 
 from nutfree.errors import InvalidOption
+from nutfree.frontends.arguments import constant
 from nutfree.frontends.numpyro import analyse
 from nutfree.registry import KernelSpec
 from nutfree.target import Target
@@ -170,4 +171,5 @@ def explain(kernel: Any, args: tuple, kwargs: Mapping[str, Any]) -> None:
     model = getattr(kernel, "model", None)
     if not isinstance(kernel, HMC) or model is None or isinstance(model, Target):
         return
-    analyse(model, args, kwargs).starter(args, kwargs)(jax.random.key(0))
+    start = analyse(model, args, kwargs).starter(constant(args, kwargs))
+    start(jax.random.key(0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -16,10 +16,11 @@ from numpyro.infer.mcmc import MCMCKernel
 
 from nutfree import registry
 from nutfree.errors import InvalidOption, NoFiniteStart, UnsupportedModel
+from nutfree.frontends.arguments import Arguments, both, of_density, static_key
 from nutfree.frontends.checks import check_nan
 from nutfree.frontends.handlers import full_data
 from nutfree.frontends.numpyro import ModelFrontend, analyse
-from nutfree.frontends.windows import Window, find, in_memory, replaced
+from nutfree.frontends.windows import in_memory
 from nutfree.hosts import chain
 from nutfree.hosts.checks import (
     check_init_params,
@@ -38,7 +39,7 @@ from nutfree.hosts.state import (
 )
 from nutfree.numerics.programs import in_full_precision, jitted
 from nutfree.registry import KernelSpec
-from nutfree.target import Target, as_target, require
+from nutfree.target import PARTS, Target, as_target, require
 
 
 class NutfreeKernel(MCMCKernel):
@@ -80,6 +81,7 @@ class NutfreeKernel(MCMCKernel):
         self._frontend: ModelFrontend | None = None
         self._num_warmup = 0
         self._run: tuple | None = None  # what `init` was last prepared for
+        self.arguments: Arguments  # of the model, as programs take them
         self._compiled_begin: Callable
         self._find_start: Callable
         # MCMC asks for this to know whether `init` has run
@@ -180,40 +182,60 @@ class NutfreeKernel(MCMCKernel):
             # the leaves are kept, so that their identities stay theirs
             self._run, self._num_warmup = (run, leaves), num_warmup
             self._frontend = None
-            begin = self._begin_for((model_args, model_kwargs))
-            if batched:
-                begin = jax.vmap(begin, in_axes=(None, 0, 0, 0, 0))
-            self._compiled_begin = jitted(begin)
+            data = (model_args, dict(model_kwargs or {}))
+            target = self.target(*data)
+            self.arguments = self._as_arguments(data, target, init_params, batched)
+            self._compiled_begin = self._begin_program(batched)
             if self._frontend is not None:
                 self._find_start = self._frontend.starter(
-                    model_args,
-                    model_kwargs,
+                    self.arguments,
                     init_strategy=self.init_strategy,
                     validate_grad=self.spec.uses_gradient,
                 )
-        target = self.target(model_args, model_kwargs)
         keys = split_key(rng_key, batched)
         position = init_params
         if position is None:
+            target = self.target(model_args, model_kwargs)
             position = self._start(keys[1], batched, target)
         else:
             shapes = None if self._frontend is None else self._frontend.shapes
             chains = rng_key.shape[0] if batched else None
             check_init_params(position, shapes, chains)
-        return find(Window, (model_args, model_kwargs)), *keys, position
+        return self.arguments.fed, *keys, position
 
-    def _begin_for(self, data) -> Callable:
-        """Return `begin(windows, *keys, position)`, with no window as a constant."""
-        target = self.target(*data)
-        if not find(Window, data):
-            return lambda windows, *inputs: self._begin(target, *inputs)
+    def _as_arguments(self, data, target, init_params, batched) -> Arguments:
+        """Return the model's arguments as the programs of a run take them."""
+        if self._frontend is not None:
+            args, kwargs = data
+            return self._frontend.arguments(args, kwargs, self.spec.uses_gradient)
+        position = target.position
+        if position is None:
+            position = jax.tree.map(lambda x: x[0] if batched else x, init_params)
+        position = jax.tree.map(as_float, position)
+        parts = (getattr(target, part) for part in (*PARTS, "constrain", "unconstrain"))
+        return of_density(data, target.logdensity_fn, tuple(parts), position)
 
-        def begin(windows, *inputs):
-            windows = iter(windows)
-            target = self.target(*replaced(Window, lambda _: next(windows), data))
-            return self._begin(target, *inputs)
+    @property
+    def program_key(self) -> Hashable:
+        """What tells the programs of this kernel, prepared by `init`, from others."""
+        spec = self.spec
+        options = [both(name, static_key(v)) for name, v in self.options.items()]
+        return both(
+            self.arguments.key,
+            (spec.name, spec.init, spec.build_kernel, spec.warmup),
+            both(*options),
+            self._num_warmup,
+        )
 
-        return begin
+    def _begin_program(self, batched: bool) -> Callable:
+        """Return `begin(fed, *keys, position)`, compiled."""
+        rebuild = self.arguments.rebuild
+
+        def begin(fed, *inputs):
+            return self._begin(self.target(*rebuild(fed)), *inputs)
+
+        run = jax.vmap(begin, in_axes=(None, 0, 0, 0, 0)) if batched else begin
+        return jitted(run, both("begin", self.program_key, batched))
 
     def _start(self, rng_key, batched, target):
         if self._frontend is not None:

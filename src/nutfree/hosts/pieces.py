@@ -10,7 +10,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import MappingProxyType
@@ -23,6 +23,7 @@ from numpyro.infer import MCMC
 from tqdm.auto import tqdm
 
 from nutfree.errors import CheckpointMismatch
+from nutfree.frontends.arguments import constant
 from nutfree.hosts.checkpoint import Checkpoint, fingerprint, versions
 from nutfree.hosts.lanes import in_lanes, in_order, of_first_lane
 from nutfree.hosts.numpyro import NutfreeKernel
@@ -306,27 +307,34 @@ class PiecewiseMCMC(MCMC):
 
         The draws are padded to `size`, so that n is no part of the program.
         """
-        return self._program(state, size, extra_fields)
+        kernel, key = self.sampler, None
+        taken = constant(self._args, self._kwargs)
+        if isinstance(kernel, NutfreeKernel):
+            taken, key = kernel.arguments, kernel.program_key
+        program = self._program(state, size, extra_fields, taken.rebuild, key)
+        return lambda state, n, thinning: program(state, n, thinning, taken.fed)
 
     def _draws_like(self, piece, state):
         """Return the shapes of what `piece` draws."""
         return jax.eval_shape(piece, state, 1, 1)[1]
 
-    def _data(self, *feed) -> tuple[tuple, dict]:
-        """Return the model's arguments, from what a program is fed besides."""
-        return self._args, self._kwargs
+    def _program(self, state, size: int, extra_fields, data, key: Hashable = None):
+        """Return `program(state, n, thinning, feed)`, compiled.
 
-    def _program(self, state, size: int, extra_fields):
-        """Return `program(state, n, thinning, *feed)`, compiled."""
+        Args:
+            data: `data(feed) -> (args, kwargs)` of the model.
+            key: of the kernel and the data, where its programs are shared.
+        """
         return piece_program(
             self.sampler,
-            self._data,
+            data,
             state,
             size,
             extra_fields,
             chain_method=self.chain_method,
             vectorized=self._vectorized,
             num_chains=self.num_chains,
+            key=key,
         )
 
 

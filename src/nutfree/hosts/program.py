@@ -1,6 +1,6 @@
 """The compiled program that makes a piece of a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import nested_attrgetter
 
+from nutfree.frontends.arguments import both
 from nutfree.hosts.checks import check_fields
 from nutfree.numerics.programs import jitted
 
@@ -24,7 +25,7 @@ FIELDS = (
 
 def piece_program(
     kernel: MCMCKernel,
-    data: Callable[..., tuple[tuple, dict]],
+    data: Callable[[Any], tuple[tuple, dict]],
     state: Any,
     size: int,
     extra_fields: tuple[str, ...],
@@ -32,17 +33,19 @@ def piece_program(
     chain_method: str,
     vectorized: bool,
     num_chains: int,
+    key: Hashable = None,
 ) -> Callable[..., tuple[Any, dict[str, Any]]]:
-    """Return `program(state, n, thinning, *feed)`: the state after n draws, and they.
+    """Return `program(state, n, thinning, feed)`: the state after n draws, and they.
 
     n is no part of the program: the draws are padded to `size`, of which the first n
     are made.
 
     Args:
-        data: `data(*feed)` is `(model_args, model_kwargs)`.
+        data: `data(feed)` is `(model_args, model_kwargs)`.
         state: a state of all chains, or its shapes.
         extra_fields: further fields of the state to collect.
         vectorized: whether a state of the kernel is of all chains.
+        key: of the kernel and the data, see `nutfree.numerics.programs.jitted`.
 
     Raises:
         InvalidOption: for a field that the state does not have.
@@ -52,14 +55,16 @@ def piece_program(
     fields = tuple(dict.fromkeys(f for f in wanted if has_field(state, f)))
     run = _piece(kernel, data, size, fields, vectorized)
     if vectorized:
-        return _over_devices(run, _devices(chain_method, num_chains))
+        devices = _devices(chain_method, num_chains)
+        key = both("piece", key, size, fields, tuple(devices))
+        return _over_devices(run, devices, key)
     if chain_method == "parallel":
-        return jax.pmap(run, in_axes=(0, None, None))
+        return jax.pmap(run, in_axes=(0, None, None, None))
 
-    def in_turn(state, n, thinning):
-        return jax.lax.map(lambda s: run(s, n, thinning), state)
+    def in_turn(state, n, thinning, feed):
+        return jax.lax.map(lambda s: run(s, n, thinning, feed), state)
 
-    return jitted(in_turn)
+    return jitted(in_turn, both("piece in turn", key, size, fields))
 
 
 def _piece(kernel, data, size: int, fields: tuple[str, ...], vectorized: bool):
@@ -69,8 +74,8 @@ def _piece(kernel, data, size: int, fields: tuple[str, ...], vectorized: bool):
     def collect(state):
         return {field: get(state) for field, get in getters.items()}
 
-    def run(state, n, thinning, *feed):
-        args, kwargs = data(*feed)
+    def run(state, n, thinning, feed):
+        args, kwargs = data(feed)
         constrain = jax.vmap(kernel.postprocess_fn(args, kwargs))
 
         def draw(i, carry):
@@ -93,24 +98,25 @@ def _piece(kernel, data, size: int, fields: tuple[str, ...], vectorized: bool):
     return run
 
 
-def _over_devices(run, devices: list):
+def _over_devices(run, devices: list, key: Hashable):
     """Compile a piece of vectorized chains, which are spread over the devices."""
 
-    def chains(state, n, thinning, *feed):
-        state, made = run(state, n, thinning, *feed)
+    def chains(state, n, thinning, feed):
+        state, made = run(state, n, thinning, feed)
         return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), made)
 
     if len(devices) == 1:
-        return jitted(chains)
+        return jitted(chains, key)
     along = PartitionSpec("chains")
     return jitted(
         jax.shard_map(
             chains,
             mesh=jax.sharding.Mesh(devices, ("chains",)),
-            in_specs=(along, PartitionSpec(), PartitionSpec()),
+            in_specs=(along, PartitionSpec(), PartitionSpec(), PartitionSpec()),
             out_specs=along,
             check_vma=False,
-        )
+        ),
+        key,
     )
 
 

@@ -136,10 +136,8 @@ class StreamedMCMC(PiecewiseMCMC):
                 stacklevel=4,
             )
 
-    def _data(self, *feed):
-        if not feed:
-            return self._args, self._kwargs
-        return windowed(self._raw, self._source, feed[0])
+    def _data(self, feed):
+        return windowed(self._raw, self._source, feed)
 
     def _feed(self) -> dict[str, jax.Array]:
         """The next window, on the devices."""
@@ -152,7 +150,7 @@ class StreamedMCMC(PiecewiseMCMC):
 
     def _piece(self, state, size: int, extra_fields):
         size = min(size, MAX_DRAWS)
-        self._compiled = self._program(state, size, extra_fields)
+        self._compiled = self._program(state, size, extra_fields, self._data)
 
         def piece(state, n, thinning):
             draws = []

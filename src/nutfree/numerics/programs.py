@@ -1,10 +1,27 @@
-"""Compiled programs that take the data as arguments, and multiply in full precision."""
+"""Compiled programs that take the data as arguments, and multiply in full precision.
 
-from collections.abc import Callable
+Programs are shared within a process. One with the key of an earlier one is not traced
+again; one whose trace is that of an earlier one is not compiled again.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
+from typing import Any
 
 import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+#: Keys whose programs a process keeps; that of the oldest use makes place.
+MAX_SHARED = 128
+#: Bytes of arrays inside of a traced function up to which it is digested, so that
+#: neither hashing them nor keeping them with a program costs much.
+MAX_DIGESTED = 2**26
+
+_shared: OrderedDict[Hashable, Any] = OrderedDict()
 
 
 def full_precision() -> AbstractContextManager:
@@ -30,29 +47,113 @@ def in_full_precision[**P, R](fun: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def jitted(fun: Callable) -> Callable:
+def jitted(fun: Callable, key: Hashable = None) -> Callable:
     """Return `jax.jit(fun)`, with the arrays that `fun` closes over as arguments.
 
     `fun` is traced with their values at hand, as a user's model may need them. As
     constants, large data are slow to compile: a pilot over 10^6 rows of 50 columns took
     26 s, and 10 s with them as arguments.
+
+    Args:
+        key: what the program is, but for the shapes and types of its arguments: of two
+            functions with one key the second is not traced, and the program of the
+            first runs in its place. None for a program that nothing shares.
     """
-    programs: dict = {}
+    programs = {} if key is None else _kept(key, dict)
 
     def call(*inputs):
         leaves, treedef = jax.tree.flatten(inputs)
-        kind = (jax.config.jax_enable_x64, treedef, *map(jax.typeof, leaves))
+        kind = (_settings(), treedef, *map(jax.typeof, leaves))
         if kind not in programs:
-            closed, shapes = jax.make_jaxpr(fun, return_shape=True)(*inputs)
-            structure = jax.tree.structure(shapes)
-
-            def run(constants, leaves):
-                results = jax.core.eval_jaxpr(closed.jaxpr, constants, *leaves)
-                return jax.tree.unflatten(structure, results)
-
-            run.__name__ = fun.__name__
-            programs[kind] = jax.jit(run), closed.consts
+            programs[kind] = _compiled(fun, inputs)
         program, constants = programs[kind]
         return program(constants, leaves)
 
     return call
+
+
+def _compiled(fun: Callable, inputs: tuple) -> tuple[Callable, list]:
+    """Return a program, and the arrays that it takes before its inputs."""
+    closed, shapes = jax.make_jaxpr(fun, return_shape=True)(*inputs)
+    structure = jax.tree.structure(shapes)
+
+    def run(constants, leaves):
+        results = jax.core.eval_jaxpr(closed.jaxpr, constants, *leaves)
+        return jax.tree.unflatten(structure, results)
+
+    run.__name__ = getattr(fun, "__name__", "run")
+    same = digest(closed.jaxpr, [])
+    if same is None:
+        return jax.jit(run), closed.consts
+    return _kept((_settings(), same, structure), lambda: jax.jit(run)), closed.consts
+
+
+def _kept(key: Hashable, make: Callable[[], Any]) -> Any:
+    """Return what is kept under a key, made if there is none."""
+    if key not in _shared:
+        _shared[key] = make()
+    _shared.move_to_end(key)
+    while len(_shared) > MAX_SHARED:
+        _shared.popitem(last=False)
+    return _shared[key]
+
+
+def _settings() -> tuple:
+    """Return the settings of JAX that a trace depends on."""
+    config = jax.config
+    return (
+        config.jax_enable_x64,
+        config.jax_default_matmul_precision,
+        config.jax_default_device,
+        config.jax_debug_nans,
+    )
+
+
+def digest(jaxpr: Jaxpr, consts: list) -> str | None:
+    """Return a digest of a traced function and of the arrays in it.
+
+    Args:
+        consts: the values of its constants, as far as they are part of it.
+
+    Returns:
+        None where it cannot be told from another one by what it computes: if it calls
+        back to Python, has arrays that are not known yet, or more than `MAX_DIGESTED`
+        bytes of them.
+    """
+    text = str(jaxpr)
+    arrays = [*consts, *_arrays_in(jaxpr)]
+    if "callback" in text or any(isinstance(x, jax.core.Tracer) for x in arrays):
+        return None
+    return digest_of(text, arrays)
+
+
+def digest_of(text: str, arrays: list) -> str | None:
+    """Return a digest of a text and of arrays, or None if they are large."""
+    if sum(getattr(x, "nbytes", 0) for x in arrays) > MAX_DIGESTED:
+        return None
+    digest = hashlib.sha256(text.encode())
+    for x in arrays:
+        if jax.dtypes.issubdtype(jax.typeof(x).dtype, jax.dtypes.prng_key):
+            x = jax.random.key_data(x)
+        x = np.ascontiguousarray(x)
+        digest.update(f"{x.dtype}{x.shape}".encode() + x.tobytes())
+    return digest.hexdigest()
+
+
+def _arrays_in(jaxpr: Jaxpr) -> Iterator[Any]:
+    """Yield the arrays that a jaxpr holds, which its text leaves out."""
+    for equation in jaxpr.eqns:
+        for value in equation.invars:
+            if isinstance(value, Literal) and np.ndim(value.val):
+                yield value.val
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: isinstance(x, _JAXPRS)
+        ):
+            if isinstance(inner, ClosedJaxpr):
+                yield from inner.consts
+                yield from _arrays_in(inner.jaxpr)
+            elif isinstance(inner, Jaxpr):
+                yield from _arrays_in(inner)
+
+
+_JAXPRS = (ClosedJaxpr, Jaxpr)

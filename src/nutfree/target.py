@@ -7,7 +7,7 @@ kernel says in its `KernelSpec.needs` what it cannot do without.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,9 @@ class NonSmooth(Protocol):
 
     A norm may also have `huber(x, width)`, itself with a parabola within `width` of its
     kink, in closed form; `width(step)`, that of its Moreau envelope; and `gap(x, step)`
-    by which that envelope lies below `huber`.
+    by which that envelope lies below `huber`. One that is piecewise linear in every
+    element may have `kinks(x)`: the signed distance of each element to its kink, and
+    the slopes below and above it.
     """
 
     def value(self, x: jax.Array) -> jax.Array:
@@ -91,6 +93,18 @@ class NonSmooth(Protocol):
         """argmin_y g(y) + |y - x|^2 / (2 step), of the shape of `x`."""
 
 
+class At(NamedTuple):
+    """A non-smooth term of something else than a site's value.
+
+    Args:
+        term: a `NonSmooth`.
+        x: its argument, an array computed from the sites' values.
+    """
+
+    term: Any
+    x: jax.Array
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """The potential as a smooth and a non-smooth part, on the sites' own values.
@@ -98,16 +112,25 @@ class Split:
     The values x are the model's constrained site values, a dict; `supports` has each
     site's NumPyro constraint. `terms(x)` returns `(smooth, nonsmooth)`: the smooth
     part's log density at x without any Jacobian, and a dict from site name to its
-    `NonSmooth` term, whose parameters may depend on the other sites. `constrain` and
-    `unconstrain` go between x and the sampling space, and `log_det(z)` is the log
-    absolute Jacobian determinant of `constrain` at z.
+    `NonSmooth` term, whose parameters may depend on the other sites; any other name has
+    an `At`, a term with its argument. `constrain` and `unconstrain` go between x and
+    the sampling space, and `log_det(z)` is the log absolute Jacobian determinant of
+    `constrain` at z.
     """
 
-    terms: Callable[[Mapping[str, jax.Array]], tuple[jax.Array, dict[str, NonSmooth]]]
+    terms: Callable[[Mapping[str, jax.Array]], tuple[jax.Array, Mapping[str, Any]]]
     supports: Mapping[str, Any]
     constrain: Callable[[Position], dict[str, jax.Array]]
     unconstrain: Callable[[Mapping[str, jax.Array]], Position]
     log_det: LogDensity
+
+    def parts(self, x: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, At]]:
+        """`terms(x)`, every term with its argument."""
+        smooth, nonsmooth = self.terms(x)
+        return smooth, {
+            name: term if isinstance(term, At) else At(term, x[name])
+            for name, term in nonsmooth.items()
+        }
 
 
 def _identity(x):

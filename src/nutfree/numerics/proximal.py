@@ -67,6 +67,10 @@ class LaplaceTerm:
         gap = step / (2 * jnp.square(self.scale))
         return jnp.sum(jnp.broadcast_to(gap, jnp.shape(x)))
 
+    def kinks(self, x):
+        """Signed distances to the kinks, and the slopes below and above them."""
+        return x - self.loc, -1 / self.scale, 1 / self.scale
+
     def right_prox(self, entropy, x, step):
         """argmin_y g(y) + D_phi(x, y) / step, with phi centred at the kink.
 
@@ -81,6 +85,50 @@ class LaplaceTerm:
         root = jnp.sqrt(1 + (size - t) * (size + t))
         v = (size - t) * (size + t) / (size + t * root)
         return self.loc + entropy.scale * jnp.sign(u) * v
+
+
+@_term("loc", "below", "above")
+class Hinge:
+    """g(x) = sum below (loc - x)^+ + above (x - loc)^+, with slopes of two sizes.
+
+    Minus the log of an asymmetric Laplace density, and the loss of a quantile.
+
+    Args:
+        loc, below, above: of a shape that broadcasts to that of x; they may be traced.
+            The slopes must not be negative.
+
+    Example:
+        >>> float(Hinge(0.0, 1.0, 3.0).value(jnp.array([-2.0, 2.0])))
+        8.0
+    """
+
+    loc: jax.Array | float
+    below: jax.Array | float
+    above: jax.Array | float
+    separable = True
+
+    def value(self, x):
+        distance = x - self.loc
+        return jnp.sum(jnp.where(distance < 0, -self.below, self.above) * distance)
+
+    def prox(self, x, step):
+        distance = x - self.loc
+        down = jnp.maximum(distance - step * self.above, 0.0)
+        return self.loc + down + jnp.minimum(distance + step * self.below, 0.0)
+
+    def width(self, step):
+        """Distance from the kink within which `huber` is a parabola."""
+        return step * 0.5 * (self.below + self.above)
+
+    def huber(self, x, width):
+        """g with a parabola within `width` of the kink, and g itself elsewhere."""
+        tilt = jnp.sum(0.5 * (self.above - self.below) * (x - self.loc))
+        even = LaplaceTerm(self.loc, 2 / (self.below + self.above))
+        return tilt + even.huber(x, width)
+
+    def kinks(self, x):
+        """Signed distances to the kinks, and the slopes below and above them."""
+        return x - self.loc, -jnp.asarray(self.below), jnp.asarray(self.above)
 
 
 @_term("lower", "upper")

@@ -10,6 +10,7 @@ import pytest
 from numpyro.distributions import constraints
 
 from nutfree.kernels.bregman import arclength, marbmumla
+from nutfree.kernels.bregman.reference import reference_at
 from nutfree.numerics.proximal import LaplaceTerm
 from nutfree.warmup import fisher
 from tests.kernels.bregman.chains import (
@@ -24,10 +25,12 @@ NUM_CHAINS = 20_000
 KERNELS = {on: marbmumla.build_kernel(mirrored=on) for on in (True, False)}
 
 
-def advanced(target_of, start, *, mirrored=True, num_transitions, **params):
+def advanced(
+    target_of, start, *, mirrored=True, num_transitions, target_args=(), **params
+):
     """Positions after so many transitions of chains that start from `start`."""
     run = ends(marbmumla.init, KERNELS[mirrored], target_of, num_steps_each=None)
-    state, rates = run(start, num_transitions, **params)
+    state, rates = run(start, num_transitions, *target_args, **params)
     return np.asarray(state.position["x"]), float(rates.mean())
 
 
@@ -52,6 +55,38 @@ def test_laplace_stays_laplace_with_long_steps_and_any_smoothing(smoothing):
     )
     assert 0.2 < rate < 0.97
     assert_law(x[:, 0], law.cdf)
+
+
+@pytest.mark.parametrize(
+    "scale", [pytest.param(0.1, marks=pytest.mark.slow), 1.0, 10.0]
+)
+@pytest.mark.parametrize("is_diagonal", [True, False])
+def test_a_kinked_gaussian_stays_as_it_is_whatever_the_reference(scale, is_diagonal):
+    """N(1, 1) times Laplace(0, b), with a quadratic, a slope and kinks that are off."""
+    target = kinked_target(scale)
+    x = np.linspace(-12, 12, 240_001)
+    mass = np.cumsum(np.exp(-0.5 * (x - 1) ** 2 - np.abs(x) / scale))
+    uniform = jax.random.uniform(jax.random.key(1), (NUM_CHAINS, 2))
+    start = jnp.interp(uniform, mass / mass[-1], x)
+    root = jnp.array([0.7, 0.9])
+    root = root if is_diagonal else jnp.diag(root) + jnp.array([[0, 0], [0.2, 0]])
+    found = reference_at(target.split, jnp.array([0.2, -0.1]), lambda s: {"x": s}, root)
+    kinks = found.kinks._replace(above=0.8 * found.kinks.above)
+    ours = found._replace(tilt=jnp.array([0.3, 0.5]), omega=0.8, kinks=kinks)
+    params = {"step_size": 1.2, "factor": root, "reference": ours}
+    x_end, rate = advanced(
+        kinked_target, start, num_transitions=6, target_args=(scale,), **params
+    )
+    assert 0.2 < rate < 0.999
+    assert ours.kinks.are_separate == is_diagonal
+    for i in range(2):
+        assert_law(x_end[:, i], lambda v: np.interp(v, x, mass / mass[-1]))
+
+
+def kinked_target(scale):
+    return real_target(
+        lambda x: -0.5 * jnp.sum((x - 1.0) ** 2), LaplaceTerm(0.0, scale)
+    )
 
 
 def test_gaussian_is_reached_from_afar_at_half_the_stability_limit():

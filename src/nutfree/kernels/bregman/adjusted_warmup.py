@@ -16,19 +16,21 @@ from blackjax.adaptation.staged_adaptation import build_schedule
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jax.flatten_util import ravel_pytree
 
+from nutfree.kernels.bregman.reference import reference_at
 from nutfree.numerics.descent import descend
 from nutfree.numerics.evaluation import counted_value_and_grad, select
 from nutfree.numerics.moments import Moments, no_moments
-from nutfree.numerics.preconditioning import standard_deviations
+from nutfree.numerics.preconditioning import solve_root, standard_deviations
 from nutfree.warmup import fisher
 from nutfree.warmup.base import AdaptationState, Warmup
 
 #: Acceptance rate of a trajectory. An independent draw is cheapest between 0.55 and
 #: 0.75, on 10 and 100 Laplace coordinates and on Gaussians.
 ACCEPTANCE = 0.7
-#: Longest step, in the preconditioned coordinates. A step of sqrt(2) carries a Gaussian
-#: of unit variance to its centre, from where it goes on at random; at 2 it is unstable.
-MAX_STEP = 1.4
+#: Part of a step by which a trajectory may be shorter than a whole number of them.
+ROUNDED_UP = 0.2
+#: The parameters that are learned from what windows see.
+LEARNT = ("factor", "reference")
 #: Gradients between two checks of what the climb from a far start has gained.
 CHUNK = 8
 #: Most such checks.
@@ -37,22 +39,59 @@ MAX_CHUNKS = 16
 FAR = 1e6
 
 
+class Seen(NamedTuple):
+    """What a window has seen: points, scores there, and the forces outside of kinks.
+
+    outside
+        The mean of those forces, `(d,)`.
+    product
+        Sum of the products of a point and a force, both about their means, `(d,)`.
+    """
+
+    sums: fisher.Sums
+    outside: jax.Array
+    product: jax.Array
+
+    def plus(self, x, score, force) -> "Seen":
+        sums = fisher.add(self.sums, x, score)
+        change = force - self.outside
+        mean = self.outside + change / jnp.maximum(sums.x.number, 1)
+        product = self.product + (x - sums.x.mean) * change
+        added = sums.x.number > self.sums.x.number
+        return select(added, Seen(sums, mean, product), self)
+
+    def curvature(self, factor) -> jax.Array:
+        """The mean curvature of the potential outside of kinks, in u, between 0 and 1.
+
+        That of a Gaussian of covariance R R' is 1.
+        """
+        spread = self.sums.x.squares
+        if factor.ndim == 2:
+            half = solve_root(factor, spread)
+            total = jnp.trace(solve_root(factor, half.T))
+        else:
+            total = jnp.sum(spread / jnp.square(factor))
+        return jnp.clip(-jnp.sum(self.product) / total, 0.0, 1.0)
+
+
 class AdjustedWarmupState(NamedTuple):
-    """The step, dual averaging, the window's sums, and the schedule of windows."""
+    """The step, dual averaging, what the window saw, and the schedule of windows."""
 
     step: jax.Array
     averaging: Any
-    sums: fisher.Sums
+    seen: Seen
     schedule: jax.Array  # (num_steps, 2): slow window?, last of its window?
 
 
 class Pilot(NamedTuple):
-    """The chain of the pilot, its counts, and the distances to the boundaries."""
+    """The chain of the pilot, its counts, its positions, and the distances to the
+    boundaries."""
 
     state: Any
     adapt: AdaptationState
     num_grad_evals: jax.Array
     num_density_evals: jax.Array
+    positions: Moments
     distances: Moments
 
 
@@ -62,8 +101,10 @@ def adjusted_warmup(
     half_lines: Callable,
     constants: dict[str, Any],
     num_pilot: int,
+    duration: float,
+    coordinates: Callable | None,
 ) -> Warmup:
-    """Tune `step_size`, `factor` and `unit`.
+    """Tune `step_size`, `factor`, `unit`, and `reference`.
 
     Args:
         init_state: `(position, target) -> state`.
@@ -71,6 +112,9 @@ def adjusted_warmup(
         half_lines: `(position, target) -> (d,) bools`, which coordinates have a unit.
         constants: other parameters of the kernel.
         num_pilot: transitions of the pilot.
+        duration: of a trajectory; also the longest step.
+        coordinates: `(z, position, target, unit) -> (s, s -> position)`, which the
+            reference is in; None where there is to be none.
     """
     da_init, da_update, da_final = dual_averaging_adaptation(ACCEPTANCE)
     num_first = num_pilot // 2
@@ -78,8 +122,9 @@ def adjusted_warmup(
     def start(position, params, num_steps) -> AdaptationState:
         schedule = jnp.asarray(build_schedule(max(num_steps, 1)), jnp.int32)
         averaging = jax.tree.map(jnp.asarray, da_init(params["step_size"]))
-        sums = fisher.no_sums(params["unit"].size, params["unit"].dtype)
-        inner = AdjustedWarmupState(jnp.asarray(0), averaging, sums, schedule)
+        zeros = jnp.zeros_like(params["unit"])
+        seen = Seen(fisher.no_sums(zeros.size, zeros.dtype), zeros, zeros)
+        inner = AdjustedWarmupState(jnp.asarray(0), averaging, seen, schedule)
         return AdaptationState(params, position, inner=inner)
 
     def init(rng_key, position, target, num_steps) -> AdaptationState:
@@ -87,36 +132,48 @@ def adjusted_warmup(
         mask = half_lines(position, target)
         z, count = climb(counted_value_and_grad(lambda z: target(unravel(z))), z)
         position = unravel(z)
-        adapt = start(position, first_params(z, mask), num_first)
-        state = init_state(position, target)
-        pilot = Pilot(state, adapt, count, jnp.asarray(0), no_moments(z))
+        params = referred(first_params(z, mask), z, position, target)
+        adapt = start(position, params, num_first)
+        state, none = init_state(position, target), no_moments(z)
+        pilot = Pilot(state, adapt, count, jnp.asarray(0), none, none)
 
         def transition(pilot, key) -> tuple[Pilot, None]:
             state, info = kernel(key, pilot.state, target, **pilot.adapt.params)
             adapt = update(pilot.adapt, state, info)
-            distance = jnp.exp(jnp.where(mask, ravel_pytree(state.position)[0], 0.0))
-            settled = adapt.inner.step > num_first // 3
-            more = pilot.distances.plus(distance)
+            z = ravel_pytree(state.position)[0]
+            seen = pilot.positions, pilot.distances
+            more = seen[0].plus(z), seen[1].plus(jnp.exp(jnp.where(mask, z, 0.0)))
             return Pilot(
                 state,
                 adapt,
                 pilot.num_grad_evals + info.num_grad_evals,
                 pilot.num_density_evals + info.num_density_evals,
-                select(settled, more, pilot.distances),
+                *select(adapt.inner.step > num_first // 3, more, seen),
             ), None
 
         keys = jax.random.split(rng_key, num_pilot)
         pilot, _ = jax.lax.scan(transition, pilot, keys[:num_first])
         params = with_units(final(pilot.adapt), pilot.distances, mask)
+        params = referred(params, pilot.positions.mean, position, target)
         again = start(pilot.state.position, params, num_pilot - num_first)
-        pilot = pilot._replace(adapt=again)
+        pilot = pilot._replace(adapt=again, positions=none)
         pilot, _ = jax.lax.scan(transition, pilot, keys[num_first:])
-        begun = start(pilot.state.position, final(pilot.adapt), num_steps)
+        params = final(pilot.adapt)
+        params = referred(params, pilot.positions.mean, position, target)
+        begun = start(pilot.state.position, params, num_steps)
         # the state at the start took a density as well
         return begun._replace(
             num_grad_evals=pilot.num_grad_evals,
             num_density_evals=pilot.num_density_evals + 1,
         )
+
+    def referred(params, z, position, target) -> dict[str, Any]:
+        """`params` with a reference whose kinks are those of the target at z."""
+        if coordinates is None:
+            return params
+        s, position_of = coordinates(z, position, target, params["unit"])
+        found = reference_at(target.split, s, position_of, params["factor"])
+        return {**params, "reference": found}
 
     def first_params(z, mask) -> dict[str, Any]:
         ones = jnp.ones_like(z)
@@ -132,39 +189,64 @@ def adjusted_warmup(
 
     def update(adapt, state, info) -> AdaptationState:
         del state
-        step, averaging, sums, schedule = adapt.inner
+        step, averaging, seen, schedule = adapt.inner
         slow, last = schedule[step] == 1
         # a NaN acceptance rate (nowhere to go) counts as a rejection; digits that step
         # and rate would amplify in each other until no two compilations agree are cut
         rate = jnp.round(jnp.nan_to_num(info.acceptance_rate), 3)
         averaging = da_update(averaging, rate)
-        more = fisher.add(sums, info.visited, info.force)
-        sums = select(slow & info.is_accepted, more, sums)
+        more = seen.plus(info.visited, info.force, info.outside)
+        seen = select(slow & info.is_accepted, more, seen)
+        learnt = {
+            k: adapt.params[k] for k in ("factor", "reference") if k in adapt.params
+        }
 
-        # a loop of one turn or none, because a condition that is batched runs always
-        def refreshed(_, old):
-            return jnp.where(sums.x.number > 2, fisher.factor(sums), old)
+        # a loop of one turn or none, because a condition that is batched runs always;
+        # what it learns from is its to empty, or a compiler moves the work out of it
+        def window(_, carry):
+            seen, old = carry
+            new = select(seen.sums.x.number > 2, learn(seen, old), old)
+            return jax.tree.map(jnp.zeros_like, seen), new
 
         turns = jnp.where(last, 1, 0)
-        factor = jax.lax.fori_loop(0, turns, refreshed, adapt.params["factor"])
+        seen, learnt = jax.lax.fori_loop(0, turns, window, (seen, learnt))
         averaging = select(last, da_init(da_final(averaging)), averaging)
-        sums = select(last, jax.tree.map(jnp.zeros_like, sums), sums)
-        step_size = jnp.minimum(jnp.exp(averaging.log_step_size), MAX_STEP)
-        params = {**adapt.params, "step_size": step_size, "factor": factor}
-        inner = AdjustedWarmupState(step + 1, averaging, sums, schedule)
+        step_size = whole(jnp.exp(averaging.log_step_size))
+        params = {**adapt.params, "step_size": step_size, **learnt}
+        inner = AdjustedWarmupState(step + 1, averaging, seen, schedule)
         new = adapt._replace(params=params, inner=inner)
         return jax.tree.map(
             lambda o, n: jnp.asarray(n, jnp.asarray(o).dtype), adapt, new
         )
 
     def final(adapt) -> dict[str, Any]:
-        tuned = jnp.minimum(da_final(adapt.inner.averaging), MAX_STEP)
+        tuned = whole(da_final(adapt.inner.averaging))
         # without a single update the average is not defined
         step_size = jnp.where(adapt.inner.step > 0, tuned, adapt.params["step_size"])
         dtype = adapt.params["step_size"].dtype
         return {**adapt.params, "step_size": step_size.astype(dtype)}
 
+    def whole(step_size):
+        """The step next to this one of which a whole number makes a trajectory."""
+        if constants["num_steps"]:
+            return jnp.minimum(step_size, duration)
+        return duration / jnp.maximum(jnp.ceil(duration / step_size - ROUNDED_UP), 1)
+
     return Warmup(init, update, final)
+
+
+def learn(seen: Seen, old: dict[str, Any]) -> dict[str, Any]:
+    """The factor, and where there is a reference its quadratic, that a window found."""
+    # lower triangular, by which a point is turned into u
+    factor = fisher.factor(seen.sums)
+    factor = jnp.linalg.qr(factor.T, mode="r").T if factor.ndim == 2 else factor
+    if "reference" not in old:
+        return {"factor": factor}
+    omega = jnp.sqrt(seen.curvature(factor))
+    reference = old["reference"].recentred(
+        seen.sums.x.mean, seen.outside, omega, factor
+    )
+    return {"factor": factor, "reference": reference}
 
 
 def with_units(params: dict[str, Any], distances: Moments, mask) -> dict[str, Any]:

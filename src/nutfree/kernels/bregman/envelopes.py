@@ -8,15 +8,19 @@ which is the first for phi(x) = |x|^2 / 2. Automatic differentiation of the func
 here gives those gradients, and, by the envelope theorem, those in g's own parameters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from nutfree.kernels.bregman.entropies import HyperbolicEntropy
-from nutfree.kernels.bregman.geometry import mirror_for
-from nutfree.kernels.bregman.mirror import Euclidean
+from nutfree.kernels.bregman.geometry import is_real
+from nutfree.numerics.preconditioning import matvec, standard_deviations
 from nutfree.target import Position, Split
+
+#: Directions along which it is measured how fast the argument of a term moves.
+NUM_PROBES = 16
 
 
 def moreau_envelope(term, x, step):
@@ -27,7 +31,7 @@ def moreau_envelope(term, x, step):
         x: where.
         step: a scalar, or of the shape of x if `term.separable`.
     """
-    if hasattr(term, "huber"):
+    if hasattr(term, "gap"):
         return term.huber(x, term.width(step)) - term.gap(x, step)
     nearest = jax.lax.stop_gradient(term.prox(x, step))
     return term.value(nearest) + jnp.sum((x - nearest) ** 2 / (2 * step))
@@ -90,33 +94,67 @@ def _separated(term, number):
     return number if getattr(term, "separable", False) else jnp.min(number)
 
 
-def smoothed_log_density(split: Split, smooth: Callable, scales: Position) -> Callable:
+def smoothed_log_density(split: Split, smooth: Callable, scales: Mapping) -> Callable:
     """Return `z -> (smoothed log density, log density)` on the sampling space.
 
-    Only real-supported sites have their term smoothed.
+    A term of a constrained site's value is not smoothed.
 
     Args:
         split: of the target.
         smooth: `(term, x, scale) -> what stands for the term`, a scalar.
-        scales: of the posterior, like a position.
+        scales: of the argument of every term, by name; see `term_scales`.
     """
-    # the value of a real-supported site is its own coordinate, and so is its scale
-    by_site = split.constrain(scales)
 
-    def stands_for(name, term, x):
-        if isinstance(mirror_for(split.supports[name]), Euclidean):
-            return smooth(term, x, by_site[name])
-        return term.value(x)
+    def stands_for(name, part):
+        if is_smoothable(split, name):
+            return smooth(part.term, part.x, scales[name])
+        return part.term.value(part.x)
 
     def evaluate(z):
-        values = split.constrain(z)
-        f, nonsmooth = split.terms(values)
-        f = f + split.log_det(z)
-        g = sum(term.value(values[name]) for name, term in nonsmooth.items())
-        envelope = sum(stands_for(k, term, values[k]) for k, term in nonsmooth.items())
+        smooth_part, parts = split.parts(split.constrain(z))
+        f = smooth_part + split.log_det(z)
+        g = sum(part.term.value(part.x) for part in parts.values())
+        envelope = sum(stands_for(name, part) for name, part in parts.items())
         return f - envelope, f - g
 
     return evaluate
+
+
+def is_smoothable(split: Split, name: str) -> bool:
+    """Whether a term is one of a real-supported site, or of a composition."""
+    return name not in split.supports or is_real(split.supports[name])
+
+
+def term_scales(split: Split, position: Position, factor: jax.Array) -> dict:
+    """How far the arguments of the terms move at unit velocities, sds by name.
+
+    Args:
+        split: of the target.
+        position: of its structure; its numbers do not count.
+        factor: R, in whose coordinates the velocities are.
+    """
+    z, unravel = ravel_pytree(position)
+    sds = jnp.broadcast_to(standard_deviations(factor), z.shape)
+    # the value of a real-supported site is its own coordinate, and so is its scale
+    scales = dict(split.constrain(unravel(sds)))
+
+    def composed(z):
+        _, parts = split.parts(split.constrain(unravel(z)))
+        return {k: part.x for k, part in parts.items() if k not in split.supports}
+
+    origin = jnp.zeros_like(z)
+    if not jax.eval_shape(composed, origin):
+        return scales
+
+    def along(i, sums):
+        v = jax.random.normal(jax.random.fold_in(jax.random.key(0), i), z.shape)
+        move = matvec(factor, v.astype(z.dtype))
+        moved = jax.jvp(composed, (origin,), (move,))[1]
+        return jax.tree.map(lambda total, m: total + m * m, sums, moved)
+
+    zeros = jax.tree.map(jnp.zeros_like, composed(origin))
+    sums = jax.lax.fori_loop(0, NUM_PROBES, along, zeros)
+    return scales | {k: jnp.sqrt(total / NUM_PROBES) for k, total in sums.items()}
 
 
 def counted_envelope(log_densities: Callable) -> Callable:

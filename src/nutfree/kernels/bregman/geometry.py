@@ -55,3 +55,8 @@ def mirror_for(constraint, geometry: str = "barrier") -> MirrorMap | None:
     if one_sided(constraints.less_than):
         return half_line(constraint.upper_bound, -1)
     return None
+
+
+def is_real(constraint) -> bool:
+    """Whether a support is the real line in every coordinate."""
+    return isinstance(mirror_for(constraint), Euclidean)

@@ -1,27 +1,30 @@
-"""MARBMUMLA and MAMYULA: Metropolis-adjusted Langevin trajectories along a smoothed
-force, for posteriors that are non-smooth or constrained.
+"""MARBMUMLA and MAMYULA: Metropolis-adjusted trajectories for posteriors that are
+non-smooth or constrained.
 
-References: Lau and Liu, arXiv 2207.04387, and Durmus, Moulines and Pereyra, arXiv
-1612.07471, for the force, minus the gradient of f + g_lambda with U = f + g; and
-Riou-Durand and Vogrinc, arXiv 2202.13230, for the trajectory and its adjustment (MALT).
-A transition draws v from N(0, I) and makes L steps of
+References: Pakman and Paninski, arXiv 1208.4118, for the flow of a Gaussian with kinks;
+Shahbaba, Lan, Johnson and Neal, arXiv 1106.5941, for its use as a part of a splitting;
+Riou-Durand and Vogrinc, arXiv 2202.13230, for the trajectory and its adjustment (MALT);
+Lau and Liu, arXiv 2207.04387, for the smoothing. A transition draws v from N(0, I) and
+makes L steps of
 
-    s <- s + (eps/2) R v
-    v <- v - eps R' grad (f + g_lambda)(s)
-    s <- s + (eps/2) R v
+    (u, v) <- the exact flow of the reference, for eps / 2
+    v <- v - eps grad (U - reference)(u)
+    (u, v) <- the exact flow of the reference, for eps / 2
     v <- exp(-eta eps) v + sqrt(1 - exp(-2 eta eps)) xi  (not after the last)
 
-and accepts the end with probability min(1, exp(-Delta)). Delta is the change of U
-itself, kinks included, plus the change that the kicks have made to |v|^2 / 2. Any force
-leaves the posterior invariant, so the kernel is exact: neither the step nor lambda
-biases it. A transition takes L gradients and one density, and L is about 1.6 / eps.
+and accepts the end with probability min(1, exp(-Delta)). Delta is the change of
+U - reference, kinks included, plus the change that the kicks have made to |v|^2 / 2.
+Any reference and any force leave the posterior invariant, so the kernel is exact:
+neither the step nor the smoothing biases it. A transition takes L gradients and one
+density, and L is about 1.7 / eps: one, where the reference is nearly the posterior.
 
-MARBMUMLA moves in the arc length of the mirror map (`arclength`), MAMYULA on the
-sampling space. Three things differ from the papers. The kick is in the middle of the
-step, so that no force is kept between transitions. R R' is an adapted covariance, and
-g_lambda is g with its kinks rounded over eps standard deviations, which is how far one
-step moves; a width that falls faster than eps would reject at every kink. A tenth of
-the transitions, drawn at random, have steps of eps / 4.
+MARBMUMLA's reference is a Gaussian with the posterior's own kinks (`reference`), found
+in warm-up, and it moves along a half-line in the arc length of the mirror map
+(`arclength`). MAMYULA has none, so that its flow is s <- s + (eps / 2) R v, on the
+sampling space. A kink that is not in the reference is rounded over eps standard
+deviations, which is how far one step moves; a width that falls faster than eps would
+reject at every kink. R R' is an adapted covariance. A tenth of the transitions, drawn
+at random, have steps of eps / 4.
 """
 
 from collections.abc import Callable
@@ -37,15 +40,19 @@ from jax.flatten_util import ravel_pytree
 from nutfree.facts import non_smooth
 from nutfree.kernels.bregman import arclength
 from nutfree.kernels.bregman.adjusted_warmup import adjusted_warmup
-from nutfree.kernels.bregman.envelopes import smoothed_log_density, widened
+from nutfree.kernels.bregman.reference import (
+    Reference,
+    log_density_outside,
+    nothing,
+)
+from nutfree.kernels.bregman.trajectory import trajectory
 from nutfree.numerics.evaluation import (
     counted_value,
-    counted_value_and_grad,
     is_finite,
     select,
 )
 from nutfree.numerics.langevin import steps_lasting
-from nutfree.numerics.preconditioning import matvec, standard_deviations, transpose
+from nutfree.numerics.preconditioning import matvec, solve_root
 from nutfree.registry import KernelSpec, option
 from nutfree.target import Position, Target
 from nutfree.warmup import Warmup
@@ -56,8 +63,8 @@ SMOOTHING = 1.0
 #: Friction eta of the velocity, in the unit of time in which eps is a length.
 FRICTION = 0.35
 #: Length of a trajectory in that unit. pi / 2 carries the squares of a Gaussian
-#: farthest, pi its values; 2.5 cost the squares half.
-DURATION = 1.6
+#: farthest, pi its values; on a lasso 1.6 to 2 are the best for the worse of both.
+DURATION = 1.7
 #: Most steps of one trajectory whose number the kernel chooses by itself.
 MAX_STEPS = 128
 #: Share of the transitions with short steps, by which a chain leaves places where the
@@ -76,7 +83,7 @@ class Options:
     )
     num_steps: int | None = option(
         None,
-        "steps L of a trajectory; None is 1.6 / eps, at most 128",
+        "steps L of a trajectory; None is 1.7 / eps, at most 128",
         ge=1,
         tuned=True,
     )
@@ -100,9 +107,9 @@ class TrajectoryInfo(NamedTuple):
     """Acceptance probability, and the evaluations spent.
 
     A trajectory whose energy error is not finite, or above 1,000, is a rejection and
-    divergent. `visited` and `force`, both of shape `(d,)`, are the last point at which
-    the force was evaluated, in the kernel's coordinates, and the force; warm-up learns
-    from them.
+    divergent. `visited`, `force` and `outside`, of shape `(d,)`, are the last point at
+    which the force was evaluated, in the kernel's coordinates, the force, and what of
+    it is not that of the reference's kinks; warm-up learns from them.
     """
 
     acceptance_rate: jax.Array
@@ -113,17 +120,7 @@ class TrajectoryInfo(NamedTuple):
     num_steps: jax.Array
     visited: jax.Array
     force: jax.Array
-
-
-class Trajectory(NamedTuple):
-    """A trajectory so far: its end, and the change of |v|^2 / 2 by its kicks."""
-
-    end: jax.Array
-    velocity: jax.Array
-    kinetic: jax.Array
-    visited: jax.Array
-    force: jax.Array
-    num_grad_evals: jax.Array
+    outside: jax.Array
 
 
 def init(
@@ -138,8 +135,9 @@ def build_kernel(options=Options(), *, mirrored: bool = True) -> Callable:
 
     `step_size` is eps; `num_steps` is L, or 0 for that which `step_size` asks for;
     `smoothing` is the width of a rounded kink over eps standard deviations; `friction`
-    is eta; `factor` is R, of shape `(d, d)`, `(d,)` or a scalar; `unit`, `(d,)` or a
-    scalar, is that of the distances to a boundary.
+    is eta; `factor` is R, of shape `(d, d)`, lower triangular, `(d,)` or a scalar;
+    `unit`, `(d,)` or a scalar, is that of the distances to a boundary; `reference` is
+    what the trajectories follow exactly, or None for nothing.
 
     Args:
         mirrored: whether a half-line is moved along by its arc length, or by its log.
@@ -156,37 +154,40 @@ def build_kernel(options=Options(), *, mirrored: bool = True) -> Callable:
         friction=FRICTION,
         factor=1.0,
         unit=1.0,
+        reference: Reference | None = None,
     ) -> tuple[TrajectoryState, TrajectoryInfo]:
         noise_key, accept_key, short_key = jax.random.split(rng_key, 3)
         z, unravel = ravel_pytree(state.position)
         mask = half_lines(state.position, logdensity_fn, mirrored)
         root = jnp.asarray(factor, z.dtype)
+        ours = nothing(z) if reference is None else reference
         eps = jnp.asarray(step_size, z.dtype)
         length = _length(eps, num_steps)
         short = jax.random.uniform(short_key) < SHORT_SHARE
         eps = jnp.where(short, SHORT_STEP * eps, eps)
-        scales = jnp.broadcast_to(standard_deviations(root), z.shape)
-
-        def smooth(term, x, scale):
-            return widened(term, x, smoothing * eps * scale)
-
-        log_densities = smoothed_log_density(
-            logdensity_fn.split, smooth, unravel(scales)
+        outside = log_density_outside(
+            logdensity_fn.split, state.position, ours, root, smoothing * eps
         )
 
-        def potential(s):
+        def outside_at(s):
             z, log_slope = arclength.leave(s, mask, unit)
-            return log_densities(unravel(z))[0] + log_slope
+            return outside(unravel(z), s) + log_slope
 
         s = arclength.enter(z, mask, unit)
-        path = _trajectory(noise_key, s, potential, root, eps, friction, length)
-        z_new, log_slope_new = arclength.leave(path.end, mask, unit)
+        u = solve_root(root, s - ours.center)
+        path = trajectory(noise_key, u, outside_at, ours, root, eps, friction, length)
+        s_new = ours.center + matvec(root, path.end)
+        z_new, log_slope_new = arclength.leave(s_new, mask, unit)
         position = unravel(z_new)
         value, density_count = counted_value(logdensity_fn)(position, jnp.asarray(0))
         rise = value + log_slope_new - state.logdensity
-        error = path.kinetic - (rise - arclength.leave(s, mask, unit)[1])
+        rise = rise - arclength.leave(s, mask, unit)[1]
+        followed = ours.potential(path.end, root) - ours.potential(u, root)
+        error = path.kinetic - rise - followed
         finite = is_finite(z_new, value, error)
-        acceptance_rate = jnp.where(finite, jnp.exp(jnp.minimum(-error, 0.0)), 0.0)
+        acceptance_rate = jnp.where(
+            finite & path.arrived, jnp.exp(jnp.minimum(-error, 0.0)), 0.0
+        )
         accepted = jax.random.uniform(accept_key) < acceptance_rate
         info = TrajectoryInfo(
             acceptance_rate,
@@ -197,6 +198,7 @@ def build_kernel(options=Options(), *, mirrored: bool = True) -> Callable:
             length,
             path.visited,
             path.force,
+            path.outside,
         )
         return select(accepted, TrajectoryState(position, value), state), info
 
@@ -210,37 +212,27 @@ def _length(step_size, num_steps) -> jax.Array:
     return jnp.where(asked > 0, asked, nearest)
 
 
-def _trajectory(rng_key, start, potential, root, eps, friction, length) -> Trajectory:
-    """Make `length` steps from `start`, `(d,)`, along the gradient of `potential`."""
-    evaluate = counted_value_and_grad(potential)
-    keep = jnp.exp(-friction * eps)
-    stir = jnp.sqrt(-jnp.expm1(-2 * friction * eps))
-
-    def step(i, path: Trajectory) -> Trajectory:
-        key = jax.random.fold_in(rng_key, i)
-        noise = jax.random.normal(key, start.shape, start.dtype)
-        # the first step finds no velocity yet
-        v = jnp.where(i == 0, noise, keep * path.velocity + stir * noise)
-        middle = path.end + 0.5 * eps * matvec(root, v)
-        _, force, count = evaluate(middle, path.num_grad_evals)
-        kicked = v + eps * matvec(transpose(root), force)
-        # as a product, which keeps its digits where the squares would not
-        kinetic = path.kinetic + 0.5 * jnp.sum((kicked - v) * (kicked + v))
-        end = middle + 0.5 * eps * matvec(root, kicked)
-        return Trajectory(end, kicked, kinetic, middle, force, count)
-
-    zeros, none = jnp.zeros_like(start), jnp.zeros((), start.dtype)
-    begun = Trajectory(start, zeros, none, start, zeros, jnp.asarray(0))
-    return jax.lax.fori_loop(0, length, step, begun)
-
-
 def half_lines(position: Position, target: Target, mirrored: bool) -> np.ndarray:
     """Which coordinates of the flat position are moved along by their arc length."""
     assert target.split is not None  # hosts have called `require`
     return arclength.on_half_line(position, target.split) & mirrored
 
 
-def warmup(options=Options(), *, mirrored: bool = True) -> Warmup:
+def warmup(
+    options=Options(), *, mirrored: bool = True, follows: bool | None = None
+) -> Warmup:
+    """Tune the kernel; `follows` is whether trajectories follow a reference."""
+    follows = mirrored if follows is None else follows
+
+    def coordinates(z, position, target, unit):
+        mask = half_lines(position, target, mirrored)
+        _, unravel = ravel_pytree(position)
+
+        def position_of(s):
+            return unravel(arclength.leave(s, mask, unit)[0])
+
+        return arclength.enter(z, mask, unit), position_of
+
     return adjusted_warmup(
         init,
         build_kernel(mirrored=mirrored),
@@ -251,6 +243,8 @@ def warmup(options=Options(), *, mirrored: bool = True) -> Warmup:
             "friction": FRICTION if options.friction is None else options.friction,
         },
         options.num_pilot,
+        DURATION,
+        coordinates if follows else None,
     )
 
 
@@ -263,8 +257,8 @@ def gradients(options, params, target) -> jax.Array:
 SPEC = KernelSpec(
     name="marbmumla",
     family="bregman",
-    summary="adjusted Langevin trajectories on a smoothed force, in mirror coordinates",
-    paper="Lau and Liu 2022, arXiv 2207.04387; adjusted as in arXiv 2202.13230",
+    summary="adjusted trajectories along the exact flow of a Gaussian with kinks",
+    paper="Pakman and Paninski 2014, arXiv 1208.4118; adjusted as in arXiv 2202.13230",
     init=init,
     build_kernel=build_kernel,
     warmup=warmup,

@@ -71,18 +71,18 @@ class Space:
         """`coordinates -> (smoothed, exact)` log density of the coordinates."""
 
         def stands_for(name, term, x):
-            phi = mirrors[name]
+            phi = mirrors.get(name)  # a composition has none
             if isinstance(phi, HyperbolicEntropy) and hasattr(term, "right_prox"):
                 return right_bregman_envelope(term, phi, x, smoothing)
-            if self.maps[name] is None:
+            if phi is None or self.maps[name] is None:
                 return term.value(x)
             return smoothed(term, x, smoothing, phi.scale)
 
         def evaluate(coordinates):
             values, log_det = self.leave(coordinates)
-            smooth, nonsmooth = self.split.terms(values)
-            g = sum(term.value(values[k]) for k, term in nonsmooth.items())
-            envelope = sum(stands_for(k, t, values[k]) for k, t in nonsmooth.items())
+            smooth, parts = self.split.parts(values)
+            g = sum(part.term.value(part.x) for part in parts.values())
+            envelope = sum(stands_for(k, *part) for k, part in parts.items())
             return smooth + log_det - envelope, smooth + log_det - g
 
         return evaluate

@@ -38,9 +38,10 @@ def support(fn, another):
 
     The two distributions are those of one site in two traces.
     """
-    for bound in ("lower_bound", "upper_bound"):
-        bounds = [getattr(f.support, bound, 0.0) for f in (fn, another)]
-        traced = any(isinstance(b, jax.core.Tracer) for b in bounds)
-        if traced or not np.array_equal(*bounds):
-            return dist.constraints.dependent
-    return fn.support
+    one, other = (jax.tree.flatten(f.support) for f in (fn, another))
+    same = one[1] == other[1] and not any(
+        isinstance(bound, jax.core.Tracer) for bound in (*one[0], *other[0])
+    )
+    if same and all(map(np.array_equal, one[0], other[0])):
+        return fn.support
+    return dist.constraints.dependent

@@ -4,13 +4,20 @@ Dual averaging tunes the step size (Hoffman and Gelman, JMLR 15, 2014), and Welf
 algorithm learns the variances or the covariance. Both and the schedule are BlackJAX's;
 this module gives them the shape of `Warmup`, and begins with a pilot where a kernel
 could not cover the way from a far start by itself.
+
+A window's covariance is shrunk towards the metric before it, where Stan and BlackJAX
+shrink it towards 1e-3 times the identity: that overwrites the metric of a coordinate
+whose sd is below 2e-3 on the sampling space.
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from blackjax.adaptation.mass_matrix import mass_matrix_adaptation
+from blackjax.adaptation.mass_matrix import (
+    MassMatrixAdaptationState,
+    mass_matrix_adaptation,
+)
 from blackjax.adaptation.staged_adaptation import build_schedule
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 
@@ -21,6 +28,10 @@ from nutfree.warmup.pathfinder import pathfinder
 
 #: Up to this dimension the covariance is a matrix unless the user says otherwise.
 DENSE_DIM = 50
+#: How many draws the metric before a window counts for, and by what it is scaled then;
+#: Stan's numbers for the identity.
+PRIOR_DRAWS = 5.0
+PRIOR_SCALE = 1e-3
 
 
 class WindowState(NamedTuple):
@@ -110,7 +121,7 @@ def _updated(dual_averaging, adapt_state, state, info) -> AdaptationState:
     da_init, da_update, da_final = dual_averaging
     step, averaging, mass_matrix, schedule = adapt_state.inner
     diagonal = mass_matrix.inverse_mass_matrix.ndim == 1
-    _, mm_update, mm_final = mass_matrix_adaptation(diagonal)
+    _, mm_update, _ = mass_matrix_adaptation(diagonal)
     slow, last = schedule[step]
     # a NaN acceptance rate (nowhere to go) counts as a rejection
     averaging = da_update(averaging, jnp.nan_to_num(info.acceptance_rate))
@@ -118,7 +129,7 @@ def _updated(dual_averaging, adapt_state, state, info) -> AdaptationState:
     roots = {k: v for k, v in adapt_state.params.items() if k == "factor"}
 
     def next_window():
-        new = mm_final(mass_matrix)
+        new = _next_metric(mass_matrix)
         found = {name: root(new.inverse_mass_matrix) for name in roots}
         return da_init(da_final(averaging)), new, found
 
@@ -132,6 +143,21 @@ def _updated(dual_averaging, adapt_state, state, info) -> AdaptationState:
     }
     inner = WindowState(step + 1, averaging, mass_matrix, schedule)
     return _like(adapt_state, adapt_state._replace(params=params, inner=inner))
+
+
+def _next_metric(before: MassMatrixAdaptationState) -> MassMatrixAdaptationState:
+    """Return the metric that a window has found, and forget its draws.
+
+    A window in which a coordinate never moved leaves the metric as it was.
+    """
+    old, (_, m2, n) = before.inverse_mass_matrix, before.wc_state
+    covariance = m2 / jnp.maximum(n - 1, 1)
+    new = n * covariance + PRIOR_DRAWS * PRIOR_SCALE * old
+    moved = jnp.all((m2 if m2.ndim == 1 else jnp.diag(m2)) > 0)
+    new = jnp.where(moved, new / (n + PRIOR_DRAWS), old)
+    return MassMatrixAdaptationState(
+        new, jax.tree.map(jnp.zeros_like, before.wc_state)
+    )
 
 
 def _schedule(num_steps: int, walk: bool) -> jax.Array:

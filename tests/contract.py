@@ -26,11 +26,15 @@ NUM_WARMUP = 5
 NO_EDGE = np.float32(np.inf)
 
 
-def with_hole(target: Target, edge) -> Target:
-    """The target with NaN in place of numbers where x > `edge`."""
+def with_hole(target: Target, edge, blind_edge=NO_EDGE) -> Target:
+    """The target with NaN where x > `edge`, and without a gradient beyond another."""
 
     def holed(value, position):
-        return jnp.where(position["x"][0] > edge, jnp.nan, value)
+        x = position["x"][0]
+        blind = x > blind_edge
+        # zero, with a gradient of 0 times infinity
+        nothing = jnp.where(blind, jnp.sqrt(jnp.where(blind, 0.0 * x, 1.0)), 0.0)
+        return jnp.where(x > edge, jnp.nan, value + nothing)
 
     def density(logdensity):
         return lambda position: holed(logdensity(position), position)
@@ -94,8 +98,8 @@ class Program:
         self.options_read -= tuned
         return made
 
-    def target(self, edge=NO_EDGE, is_counted=None) -> Target:
-        """The Gaussian, with a hole, and evaluations that are counted where asked."""
+    def target(self, edge=NO_EDGE, is_counted=None, blind_edge=NO_EDGE) -> Target:
+        """The Gaussian, with holes, and evaluations that are counted where asked."""
 
         def probe(weight, position):
             if is_counted is None:
@@ -110,7 +114,7 @@ class Program:
                 is_counted, lambda: jax.debug.callback(note, position), lambda: None
             )
 
-        return with_hole(gaussian_target(TEMPLATES["dict"](), probe), edge)
+        return with_hole(gaussian_target(TEMPLATES["dict"](), probe), edge, blind_edge)
 
     @cached_property
     def begin(self) -> Callable[..., chain.Chain]:
@@ -137,21 +141,25 @@ class Program:
 
     @cached_property
     def advance(self) -> Callable[..., tuple[chain.Chain, Any]]:
-        """`advance(rng_key, chain, edge, is_counted)`."""
+        """`advance(rng_key, chain, edge, is_counted, blind_edge)`."""
 
-        def advance(rng_key, state, edge, is_counted):
-            target = self.target(edge, is_counted)
+        def advance(rng_key, state, edge, is_counted, blind_edge):
+            target = self.target(edge, is_counted, blind_edge)
             return chain.advance(self.algorithm, target, rng_key, state, NUM_WARMUP)
 
         key, edge = jax.random.key(0), NO_EDGE
-        return jax.jit(advance).lower(key, self.first, edge, np.False_).compile()
+        return jax.jit(advance).lower(key, self.first, edge, np.False_, edge).compile()
 
-    def run(self, state, keys, edge=NO_EDGE, is_counted=False):
+    def run(self, state, keys, edge=NO_EDGE, is_counted=False, blind_edge=NO_EDGE):
         """The state after a transition for each key, the draws, and the infos."""
         draws, infos = [], []
         for key in keys:
             state, info = self.advance(
-                key, state, np.float32(edge), np.bool_(is_counted)
+                key,
+                state,
+                np.float32(edge),
+                np.bool_(is_counted),
+                np.float32(blind_edge),
             )
             draws.append(state.kernel_state.position)
             infos.append(info)

@@ -96,6 +96,17 @@ def test_a_nan_region_never_becomes_a_draw(program):
 
 
 @each_kernel
+def test_a_gradient_that_is_not_finite_where_the_density_is_is_a_divergence(program):
+    """The region x > 0.6 holds a good part of the posterior, and is finite there."""
+    if not program.spec.uses_gradient:
+        pytest.skip("it evaluates the log density alone")
+    keys = jax.random.split(jax.random.key(1), NUM_WARMUP + 40)
+    _, draws, info = program.run(program.first, keys, blind_edge=0.6)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(draws))
+    assert np.any(info.is_divergent[NUM_WARMUP:])
+
+
+@each_kernel
 def test_every_option_is_read(program):
     """Those that warm-up tunes are the host's to read, and those of the model too."""
     assert program.advance is not None

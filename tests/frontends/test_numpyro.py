@@ -140,6 +140,50 @@ def test_hierarchical_model_has_its_parts_and_a_moving_bound_is_marked():
     assert "numpyro.subsample" in target.advice["minibatch"]
 
 
+def _bounded_above(bound):
+    uniform = dist.Uniform(0.0, bound)
+    return {
+        "uniform": uniform,
+        "event": uniform.expand([3]).to_event(1),
+        "truncated": dist.TruncatedNormal(0.0, 9.0, low=0.0, high=bound),
+        "truncated event": dist.TruncatedNormal(0.0, 9.0, high=bound)
+        .expand([3])
+        .to_event(1),
+        "pareto": dist.Pareto(bound, 3.0).expand([2, 2]).to_event(2),
+        "moved": dist.TransformedDistribution(
+            dist.HalfNormal(1.0),
+            dist.transforms.AffineTransform(bound, 1.0, dist.constraints.positive),
+        )
+        .expand([2])
+        .to_event(1),
+    }
+
+
+@pytest.mark.parametrize("kind", _bounded_above(1.0))
+def test_a_bound_that_depends_on_a_site_is_followed_wherever_it_is(kind):
+    def model(bound=None):
+        top = numpyro.sample("top", dist.LogNormal(1.0, 0.5))
+        numpyro.sample("x", _bounded_above(top if bound is None else bound)[kind])
+
+    constraints = dist.constraints
+    assert analyse(model).supports["x"] is constraints.dependent
+    fixed = analyse(model, (np.float32(2.0),)).supports["x"]
+    assert fixed is not constraints.dependent
+
+
+def test_nuts_by_name_constrains_each_draw_by_its_own_bound():
+    def model():
+        top = numpyro.sample("top", dist.LogNormal(1.0, 0.5))
+        numpyro.sample("x", dist.Uniform(0.0, top).expand([3]).to_event(1))
+
+    kernel = nf.kernel("nuts", model)
+    kernel.init(jax.random.key(0), 1)
+    constrain = kernel.postprocess_fn((), {})
+    for top in (1.0, 5.0):
+        position = {"top": jnp.log(top), "x": jnp.zeros(3)}
+        np.testing.assert_allclose(constrain(position)["x"], top / 2, rtol=1e-6)
+
+
 def test_condition_and_reparam_are_handled():
     data = hierarchical_data()
     conditioned = handlers.condition(hierarchical, data={"scale": jnp.asarray(1.0)})

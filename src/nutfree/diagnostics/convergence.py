@@ -11,6 +11,7 @@ from nutfree.diagnostics.limits import (
     MAX_DIVERGENT,
     MAX_R_HAT,
     MIN_ESS,
+    OVERFLOW,
 )
 
 #: The checks, as they are called in a verdict.
@@ -29,6 +30,8 @@ class Convergence(NamedTuple):
         Chains of which every parameter has the same value in every draw.
     divergent
         Share of the transitions that diverged; NaN where that was not recorded.
+    largest
+        Absolute value of the largest finite draw.
     """
 
     ess_bulk: float
@@ -37,6 +40,7 @@ class Convergence(NamedTuple):
     not_finite: dict[str, int]
     unmoved: list[int]
     divergent: float
+    largest: float = 0.0
 
     @property
     def problems(self) -> dict[str, str]:
@@ -49,6 +53,10 @@ class Convergence(NamedTuple):
         if self.unmoved:
             listed = ", ".join(str(chain) for chain in self.unmoved)
             broken.append(f"never moved: chain {listed}")
+        if self.largest > OVERFLOW:
+            broken.append(
+                f"draws of up to {self.largest:.0e}: the density may have no integral"
+            )
         if broken:
             found[FINITE] = "; ".join(broken)
         if self.r_hat > MAX_R_HAT:
@@ -99,7 +107,13 @@ def convergence(posterior: xr.Dataset, stats: xr.Dataset | None = None) -> Conve
         not_finite=not_finite,
         unmoved=_unmoved(posterior),
         divergent=_divergent(stats),
+        largest=_largest(posterior),
     )
+
+
+def _largest(posterior: xr.Dataset) -> float:
+    sizes = [np.abs(site.values) for site in posterior.values()]
+    return max((float(s[np.isfinite(s)].max(initial=0)) for s in sizes), default=0.0)
 
 
 def _worst(posterior: xr.Dataset, broken: bool) -> dict[str, float]:

@@ -16,6 +16,8 @@ GOOD_ESS_PER_CHAIN = 100.0
 MIN_ESS = 50.0
 #: Share of transitions that may diverge.
 MAX_DIVERGENT = 0.01
+#: Draws beyond this have squares that are infinite in single precision.
+OVERFLOW = 1.8e19
 
 #: Kernel Stein discrepancy over its floor; exact draws stay below 1 in 95 % of runs.
 MAX_KSD_RATIO = 1.5

@@ -6,13 +6,16 @@ comes with its value counts once, as a gradient.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from nutfree.target import LogDensity, Position
+
+#: Nats below the chain's log density from which on a point counts for nothing.
+NEGLIGIBLE = 20.0
 
 
 def flatten(
@@ -46,6 +49,34 @@ def counted_value_and_grad(logdensity: Callable) -> Callable:
         return value, grad, count + 1
 
     return evaluate
+
+
+class Spent(NamedTuple):
+    """Evaluations so far, and whether one of them had no gradient to go by.
+
+    That is where the gradient is not finite and the log density is: to refuse such a
+    point samples the posterior without its neighbourhood.
+    """
+
+    count: jax.Array
+    blind: jax.Array
+
+
+def noticing_blind(evaluate: Callable, logdensity: jax.Array) -> Callable:
+    """Return `(x, spent) -> (log density, gradient, spent)`, with `Spent` for a count.
+
+    Args:
+        evaluate: as `counted_value_and_grad` returns it.
+        logdensity: where the chain is. A point of which the density is negligible
+            beside that is not noticed.
+    """
+
+    def noticing(x, spent: Spent):
+        value, grad, count = evaluate(x, spent.count)
+        counts = jnp.isfinite(value) & (value > logdensity - NEGLIGIBLE)
+        return value, grad, Spent(count, spent.blind | (counts & ~is_finite(grad)))
+
+    return noticing
 
 
 def is_finite(*trees: Any) -> jax.Array:

@@ -25,7 +25,12 @@ from nutfree.modes.mixture import (
     number_of,
 )
 from nutfree.modes.search import standardised
-from nutfree.numerics.evaluation import counted_value_and_grad, flatten
+from nutfree.numerics.evaluation import (
+    Spent,
+    counted_value_and_grad,
+    flatten,
+    noticing_blind,
+)
 from nutfree.paths.polish import Point, polish, start_at
 from nutfree.paths.warmup import NUM_STEPS, PathOptions, warmup
 from nutfree.registry import KernelSpec
@@ -47,8 +52,9 @@ class PathInfo(NamedTuple):
     """Mean acceptance probabilities of the last Langevin steps and of the jumps.
 
     A path that ended where the density is not finite is divergent; the draw is then
-    made by the Metropolis-adjusted moves alone, from the draw before. The log densities
-    are those of `paths.polish.Polished`.
+    made by the Metropolis-adjusted moves alone, from the draw before. So is a transition
+    that met a gradient which is not finite where the density is. The log densities are
+    those of `paths.polish.Polished`.
     """
 
     acceptance_rate: jax.Array
@@ -122,7 +128,9 @@ def path_kernel(walk: Callable, num_jumps: int, polished: bool = True) -> Callab
             target, evaluate, previous, step_size, base_scale, width, modes
         )
         u, count = walk(path_key, posterior)
-        start, lost, count = start_at(u, previous, evaluate, count)
+        evaluate = noticing_blind(evaluate, previous.value)
+        spent = Spent(count, jnp.asarray(False))
+        start, lost, spent = start_at(u, previous, evaluate, spent)
         end = polish(
             polish_key,
             start,
@@ -131,13 +139,17 @@ def path_kernel(walk: Callable, num_jumps: int, polished: bool = True) -> Callab
             step_size=step_size,
             num_steps=num_steps if polished else 0,
             num_jumps=num_jumps if polished else 0,
-            count=count,
+            count=spent,
         )
-        point = end.point
+        point, spent = end.point, end.spent
         position = unravel(center + scale * point.u)
         new = PathState(position, point.value, unravel(point.grad / scale))
         info = PathInfo(
-            end.acceptance_rate, end.jump_rate, end.log_densities, lost, end.spent
+            end.acceptance_rate,
+            end.jump_rate,
+            end.log_densities,
+            lost | spent.blind,
+            spent.count,
         )
         return new, info
 

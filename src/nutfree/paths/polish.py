@@ -16,7 +16,7 @@ steps in eight are far shorter, in turn, so that a path that ended where the den
 much narrower than its mode is not rejected for ever.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,12 +63,12 @@ class Polished(NamedTuple):
     acceptance_rate: jax.Array
     jump_rate: jax.Array
     log_densities: jax.Array
-    spent: jax.Array
+    spent: Any
 
 
 def start_at(
-    u: jax.Array, otherwise: Point, evaluate, count: jax.Array
-) -> tuple[Point, jax.Array, jax.Array]:
+    u: jax.Array, otherwise: Point, evaluate, count: Any
+) -> tuple[Point, jax.Array, Any]:
     """`(point, lost, count)`: the point at `u`, or another if that is not finite."""
     value, grad, count = evaluate(u, count)
     point = Point(u, value, grad)
@@ -120,7 +120,7 @@ def polish(
     step_size: float | jax.Array,
     num_steps: int | jax.Array,
     num_jumps: int,
-    count: jax.Array | int = 0,
+    count: Any = 0,
 ) -> Polished:
     """Make `num_steps` Langevin steps with `num_jumps` jumps spread among them.
 
@@ -130,7 +130,7 @@ def polish(
         evaluate: `(u, count) -> (log density, gradient, count)`.
         modes: where the metric comes from, and where the jumps go.
         step_size: h, in units of the mode's own widths.
-        count: evaluations so far.
+        count: evaluations so far, as `evaluate` counts them.
     """
     num_moves = num_steps + num_jumps
     log_choice = _log_choice(modes)
@@ -155,12 +155,13 @@ def polish(
 
     none = jnp.zeros(2, point.value.dtype)
     tally = _Tally(none, none, jnp.zeros((2, NUM_PARTS), point.value.dtype))
-    start = (_among_modes(point, modes, log_choice), tally, jnp.asarray(count))
+    count = jax.tree.map(jnp.asarray, count)
+    start = (_among_modes(point, modes, log_choice), tally, count)
     here, tally, count = jax.lax.fori_loop(0, num_moves, move, start)
     # a kind of move that was never made has no rate
     rates = tally.rates / tally.made
     log_densities = tally.parts[1] / tally.parts[0]
-    return Polished(here.point, rates[0], rates[1], log_densities, jnp.asarray(count))
+    return Polished(here.point, rates[0], rates[1], log_densities, count)
 
 
 def _among_modes(point: Point, modes: Modes, log_choice) -> _PointAmongModes:

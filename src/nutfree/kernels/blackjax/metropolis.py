@@ -139,7 +139,9 @@ def _build_on_unit_scale(algorithm):
             )
             # a rejected proposal leaves everything exactly as it was
             new = select(info.is_accepted, new, state)
-            return new, metropolis_info(info, num_grad_evals=1)
+            made = metropolis_info(info, num_grad_evals=1)
+            # BlackJAX refuses a point without a gradient as one without density
+            return new, made._replace(is_divergent=made.acceptance_rate == 0)
 
         return scaled
 

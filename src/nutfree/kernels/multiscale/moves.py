@@ -114,7 +114,7 @@ def local_move(
         return u, value, grad, velocity + step_size * force(grad), count
 
     velocity = momentum + 0.5 * step_size * force(start.grad)
-    carry = (*start[:3], velocity, jnp.asarray(count))
+    carry = (*start[:3], velocity, jax.tree.map(jnp.asarray, count))
     u, value, grad, velocity, count = jax.lax.fori_loop(0, num_steps, leap, carry)
     end = chain_point(u, value, grad, mixture)
     velocity = velocity - 0.5 * step_size * force(end.grad)

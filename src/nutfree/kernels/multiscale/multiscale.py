@@ -35,7 +35,12 @@ from nutfree.kernels.multiscale.warmup import mixture_warmup
 from nutfree.modes.mixture import FULL, number_of
 from nutfree.modes.pilot import NUM_STARTS
 from nutfree.modes.search import standardised
-from nutfree.numerics.evaluation import counted_value_and_grad, flatten
+from nutfree.numerics.evaluation import (
+    Spent,
+    counted_value_and_grad,
+    flatten,
+    noticing_blind,
+)
 from nutfree.registry import KernelSpec, option
 from nutfree.target import Position
 from nutfree.warmup import Warmup
@@ -86,6 +91,8 @@ class MultiscaleInfo(NamedTuple):
         The same at each draw of q, `(num_rounds,)`; -inf outside the support.
     occupancy, tails
         Odds of the modes, `(modes,)`, and tails of q that the chain holds.
+    is_divergent
+        Whether it met a gradient that is not finite where the density is.
     """
 
     acceptance_rate: jax.Array
@@ -95,6 +102,7 @@ class MultiscaleInfo(NamedTuple):
     proposal_log_importance: jax.Array
     occupancy: jax.Array
     tails: jax.Array
+    is_divergent: jax.Array
     num_grad_evals: jax.Array
 
 
@@ -124,7 +132,10 @@ def build_kernel(options=Options()):
         shift_share,
     ) -> tuple[MultiscaleState, MultiscaleInfo]:
         x, logdensity, unravel = flatten(state.position, logdensity_fn)
-        evaluate = counted_value_and_grad(standardised(logdensity, center, scale))
+        evaluate = noticing_blind(
+            counted_value_and_grad(standardised(logdensity, center, scale)),
+            state.logdensity,
+        )
         grad, _ = ravel_pytree(state.logdensity_grad)
         start = chain_point(
             (x - center) / scale, state.logdensity, scale * grad, mixture
@@ -151,12 +162,14 @@ def build_kernel(options=Options()):
             return point, _added(info, i, local_rate, jump_rate, drawn), count
 
         info = _no_info(num_rounds, mixture, x.dtype)
-        point, info, count = jax.lax.fori_loop(
-            0, num_rounds, one_round, (start, info, jnp.asarray(0))
+        spent = Spent(jnp.asarray(0), jnp.asarray(False))
+        point, info, spent = jax.lax.fori_loop(
+            0, num_rounds, one_round, (start, info, spent)
         )
         info = info._replace(
             log_importance=point.logdensity - point.mixture.log_density + log_det,
-            num_grad_evals=count,
+            is_divergent=spent.blind,
+            num_grad_evals=spent.count,
         )
         position = unravel(center + scale * point.u)
         grad = unravel(point.grad / scale)
@@ -182,6 +195,7 @@ def _no_info(num_rounds: int, mixture, dtype) -> MultiscaleInfo:
         proposal_log_importance=jnp.zeros(num_rounds, dtype),
         occupancy=jnp.zeros_like(mixture.modes.log_weight),
         tails=jnp.zeros(len(TAILS), dtype),
+        is_divergent=jnp.asarray(False),
         num_grad_evals=jnp.asarray(0),
     )
 

@@ -1,5 +1,24 @@
 """What can go wrong, each with what to write instead in its message."""
 
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+#: Folders whose code stands between a user's line and a warning about it.
+_BETWEEN = (
+    str(Path(__file__).parent),
+    *(
+        str(Path(spec.origin).parent)
+        for name in ("numpyro", "jax", "blackjax")
+        if (spec := find_spec(name)) is not None and spec.origin is not None
+    ),
+)
+
+
+def warn(message: str) -> None:
+    """Warn the user, with the line of the user's that led here."""
+    warnings.warn(message, skip_file_prefixes=_BETWEEN)
+
 
 class NutfreeError(Exception):
     """Base of every exception raised on purpose by nutfree."""

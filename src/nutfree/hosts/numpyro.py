@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import fields
 from functools import partial
@@ -15,10 +14,11 @@ from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 
 from nutfree import registry
-from nutfree.errors import InvalidOption, NoFiniteStart, UnsupportedModel
+from nutfree.errors import InvalidOption, NoFiniteStart, UnsupportedModel, warn
 from nutfree.frontends.arguments import Arguments, both, of_density, static_key
 from nutfree.frontends.checks import check_nan
 from nutfree.frontends.handlers import full_data
+from nutfree.frontends.hierarchy import centred_sites, funnels
 from nutfree.frontends.numpyro import ModelFrontend, analyse
 from nutfree.frontends.windows import in_memory
 from nutfree.hosts import chain
@@ -266,7 +266,28 @@ class NutfreeKernel(MCMCKernel):
             )
         if self.spec.concerns is not None:
             for concern in self.spec.concerns(state.adapt_state.params):
-                warnings.warn(concern, stacklevel=4)
+                warn(concern)
+        self._check_hierarchy(state, model_args, model_kwargs)
+
+    def _check_hierarchy(self, state, model_args, model_kwargs) -> None:
+        """Warn of a funnel, which nothing shows in a kernel that never rejects."""
+        spec, frontend = self.spec, self._frontend
+        if frontend is None or (spec.guarantee, spec.draws) != ("biased", "chain"):
+            return
+        data = (model_args, model_kwargs)
+        found = centred_sites(frontend.model, *data)
+        if found and not find(Window, data):
+            first = state.z if not jnp.ndim(state.i) else _of_first_chain(state.z)
+            prior = frontend.prior_logdensity(*data)
+            found = funnels(found, self.target(*data), prior, first)
+        for site, scale in found:
+            warn(
+                f"'{site}' is centred on its scale '{scale}', of which the data say "
+                f"too little for '{spec.name}': draws of '{scale}' may collapse, and "
+                "no transition diverge. Write it non-centred, numpyro.handlers.reparam(model, "
+                f"config={{'{site}': LocScaleReparam(0)}}), or take a kernel that is "
+                "exact."
+            )
 
     def _begin(self, target, rng_key, start_key, pilot_key, position) -> NutfreeState:
         """Return the first state of one chain."""
@@ -428,6 +449,10 @@ def kernel(
         raise InvalidOption(
             f"NumPyro's '{name}' refused its options: {error}"
         ) from error
+
+
+def _of_first_chain(tree):
+    return jax.tree.map(lambda x: x[0], tree)
 
 
 def _energy(kernel_state) -> jax.Array:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import time
-import warnings
 from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,7 +21,7 @@ import numpy as np
 from numpyro.infer import MCMC
 from tqdm.auto import tqdm
 
-from nutfree.errors import CheckpointMismatch
+from nutfree.errors import CheckpointMismatch, warn
 from nutfree.frontends.arguments import constant
 from nutfree.hosts.checkpoint import Checkpoint, fingerprint, versions
 from nutfree.hosts.lanes import in_lanes, in_order, of_first_lane
@@ -220,7 +219,7 @@ class PiecewiseMCMC(MCMC):
         )
         if run.checkpoint is not None:
             message += " Call it again with this checkpoint for the others."
-        warnings.warn(message, stacklevel=5)
+        warn(message)
 
     def _finish(self, run: _Run) -> None:
         """Keep what `MCMC` reads, and what the run took."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,7 +10,7 @@ from numpyro.infer.ensemble import EnsembleSampler
 from numpyro.infer.mcmc import MCMCKernel
 
 from nutfree.diagnostics.convergence import short_verdict
-from nutfree.errors import InvalidOption, NutfreeError
+from nutfree.errors import InvalidOption, NutfreeError, warn
 from nutfree.frontends.disk import DiskRows
 from nutfree.frontends.windows import find
 from nutfree.hosts.checks import check_init_params, check_settings, explain
@@ -177,5 +176,5 @@ def sample(
     if streamed and "observed_data" in tree:
         del tree["observed_data"]  # some rows of many
     if said := short_verdict(tree):
-        warnings.warn(said, stacklevel=3)
+        warn(said)
     return tree

@@ -11,7 +11,6 @@ share u to the long-run variance of the gradient's noise, and a share u times th
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import fields
@@ -21,7 +20,7 @@ import jax
 import numpy as np
 from numpyro.infer.mcmc import MCMCKernel
 
-from nutfree.errors import InvalidOption, MissingCapability
+from nutfree.errors import InvalidOption, MissingCapability, warn
 from nutfree.frontends.disk import DiskRows, Source
 from nutfree.frontends.windows import (
     in_memory,
@@ -126,14 +125,13 @@ class StreamedMCMC(PiecewiseMCMC):
         # the share of the noise that is a window's own, as that of batches is predicted
         excess = step_size * noise / 4 * self._use * self._effect
         if not excess < MAX_EXCESS and self._use * self._effect > 1:
-            warnings.warn(
+            warn(
                 f"Each row in memory was evaluated {self._use:.2g} times before others "
                 "took its place, and the mean of a window varies as that of "
                 f"1/{self._effect:.2g} of its rows: variances may be too large by a "
                 f"fraction of {excess:.2g} more than is predicted. Pass nutfree.rows a "
                 "larger window_rows or a smaller block_rows, or shuffle the rows on "
-                "disk.",
-                stacklevel=4,
+                "disk."
             )
 
     def _data(self, feed):

@@ -58,7 +58,7 @@ class Spent(NamedTuple):
     point samples the posterior without its neighbourhood.
     """
 
-    count: jax.Array
+    evaluations: jax.Array
     blind: jax.Array
 
 
@@ -72,7 +72,7 @@ def noticing_blind(evaluate: Callable, logdensity: jax.Array) -> Callable:
     """
 
     def noticing(x, spent: Spent):
-        value, grad, count = evaluate(x, spent.count)
+        value, grad, count = evaluate(x, spent.evaluations)
         counts = jnp.isfinite(value) & (value > logdensity - NEGLIGIBLE)
         return value, grad, Spent(count, spent.blind | (counts & ~is_finite(grad)))
 

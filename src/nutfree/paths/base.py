@@ -52,9 +52,9 @@ class PathInfo(NamedTuple):
     """Mean acceptance probabilities of the last Langevin steps and of the jumps.
 
     A path that ended where the density is not finite is divergent; the draw is then
-    made by the Metropolis-adjusted moves alone, from the draw before. So is a transition
-    that met a gradient which is not finite where the density is. The log densities are
-    those of `paths.polish.Polished`.
+    made by the Metropolis-adjusted moves alone, from the draw before. So is a
+    transition that met a gradient which is not finite where the density is. The log
+    densities are those of `paths.polish.Polished`.
     """
 
     acceptance_rate: jax.Array
@@ -149,7 +149,7 @@ def path_kernel(walk: Callable, num_jumps: int, polished: bool = True) -> Callab
             end.jump_rate,
             end.log_densities,
             lost | spent.blind,
-            spent.count,
+            spent.evaluations,
         )
         return new, info
 

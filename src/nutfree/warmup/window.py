@@ -155,9 +155,7 @@ def _next_metric(before: MassMatrixAdaptationState) -> MassMatrixAdaptationState
     new = n * covariance + PRIOR_DRAWS * PRIOR_SCALE * old
     moved = jnp.all((m2 if m2.ndim == 1 else jnp.diag(m2)) > 0)
     new = jnp.where(moved, new / (n + PRIOR_DRAWS), old)
-    return MassMatrixAdaptationState(
-        new, jax.tree.map(jnp.zeros_like, before.wc_state)
-    )
+    return MassMatrixAdaptationState(new, jax.tree.map(jnp.zeros_like, before.wc_state))
 
 
 def _schedule(num_steps: int, walk: bool) -> jax.Array:

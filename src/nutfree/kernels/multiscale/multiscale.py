@@ -169,7 +169,7 @@ def build_kernel(options=Options()):
         info = info._replace(
             log_importance=point.logdensity - point.mixture.log_density + log_det,
             is_divergent=spent.blind,
-            num_grad_evals=spent.count,
+            num_grad_evals=spent.evaluations,
         )
         position = unravel(center + scale * point.u)
         grad = unravel(point.grad / scale)

@@ -284,7 +284,8 @@ class NutfreeKernel(MCMCKernel):
             warn(
                 f"'{site}' is centred on its scale '{scale}', of which the data say "
                 f"too little for '{spec.name}': draws of '{scale}' may collapse, and "
-                "no transition diverge. Write it non-centred, numpyro.handlers.reparam(model, "
+                "no transition diverge. Write it non-centred, "
+                "numpyro.handlers.reparam(model, "
                 f"config={{'{site}': LocScaleReparam(0)}}), or take a kernel that is "
                 "exact."
             )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from nutfree.numerics.evaluation import is_finite, select
+from nutfree.numerics.hessian import hessian_product
 
 #: Up to this dimension the curvature is a matrix, beyond it a diagonal.
 DENSE_DIM = 100
@@ -151,15 +152,8 @@ def climb(
 
 def precision_product(logdensity: Callable, x: jax.Array) -> Callable:
     """Return `v -> -H v`, H the second derivatives of the log density at x."""
-    gradient = jax.grad(logdensity)
-
-    def product(v):
-        try:
-            return -jax.jvp(gradient, (x,), (v,))[1]
-        except TypeError:  # a part of the model has a reverse-mode rule alone
-            return -jax.vjp(gradient, x)[1](v)[0]
-
-    return product
+    product = hessian_product(jax.grad(logdensity), x)
+    return lambda v: -product(v)
 
 
 def hutchinson_diagonal(

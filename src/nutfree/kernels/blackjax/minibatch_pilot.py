@@ -9,6 +9,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from nutfree.numerics.evaluation import is_finite, select
+from nutfree.numerics.hessian import hessian_product
 from nutfree.numerics.laplace import hutchinson_diagonal
 
 #: Products with the Hessian for its diagonal, and as many for its largest eigenvalue.
@@ -76,7 +77,7 @@ def measure_curvature(rng_key, position, target, batch_size) -> Curvature:
     def times_precision(scale, v, key):
         rows = draw_rows(key, target.minibatch.num_data, batch_size)
         grad, z, _ = gradient_on_scale(target, position, scale)
-        return -jax.jvp(lambda u: grad(u, rows), (z,), (v,))[1]
+        return -hessian_product(lambda u: grad(u, rows), z)(v)
 
     signs = jax.random.rademacher(sign_key, (NUM_PROBES, x.size), x.dtype)
     product = partial(times_precision, jnp.ones_like(x))

@@ -1,5 +1,7 @@
 """What can go wrong, each with what to write instead in its message."""
 
+import sysconfig
+import traceback
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +15,23 @@ _BETWEEN = (
         if (spec := find_spec(name)) is not None and spec.origin is not None
     ),
 )
+
+
+#: Folders of installed packages and of Python itself.
+_INSTALLED = tuple({sysconfig.get_path(p) for p in ("stdlib", "purelib", "platlib")})
+
+
+def where_raised(error: BaseException) -> str:
+    """Return " (file, line n)" of the user's own code that raised, or nothing."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if Path(frame.filename).is_absolute() and not frame.filename.startswith(
+            (*_BETWEEN, *_INSTALLED)
+        ):
+            return f" ({Path(frame.filename).name}, line {frame.lineno})"
+        # a notebook's cell, or what is typed into an interpreter
+        if frame.filename.startswith(("<ipython", "<stdin")):
+            return f" (line {frame.lineno})"
+    return ""
 
 
 def warn(message: str) -> None:

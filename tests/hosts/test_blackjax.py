@@ -68,3 +68,25 @@ def test_misspelt_parameter_and_missing_part_are_ours():
         nf.sgld(logdensity)
     with pytest.raises(nf.UnknownKernel, match="no BlackJAX form"):
         api("nuts")
+
+
+def test_positions_may_be_integers_and_parameters_positional():
+    algorithm = nf.mala(logdensity, 0.1)
+    state = algorithm.init(jnp.asarray([1, 2]))
+    assert state.position.dtype == jnp.float32
+    new, _ = algorithm.step(jax.random.key(0), state)
+    named, _ = nf.mala(logdensity, step_size=0.1).step(jax.random.key(0), state)
+    np.testing.assert_array_equal(new.position, named.position)
+    with pytest.raises(nf.InvalidOption, match="twice"):
+        nf.mala(logdensity, 0.1, step_size=0.1)
+    with pytest.raises(nf.InvalidOption, match="by their place"):
+        nf.mala(logdensity, 0.1, 1.0, 1.0, 1.0)
+
+
+def test_a_warmup_of_no_steps_has_parameters_and_a_start_must_be_finite():
+    found = nf.mala.warmup(logdensity, jax.random.key(0), 3, num_steps=0)
+    nf.mala(logdensity, **found.parameters)
+    with pytest.raises(nf.NoFiniteStart, match="Pass a position"):
+        nf.mala.warmup(
+            lambda x: jnp.where(x > 0, -x, -jnp.inf), jax.random.key(0), -3.0, 2
+        )

@@ -170,3 +170,47 @@ def test_parameters_in_blackjax_form_are_checked():
     assert jax.jit(
         lambda h: nf.mala(density, step_size=h, inverse_mass_matrix=1.0).init(h)
     )(0.1)
+
+
+def _float_of_a_latent(y):
+    m = numpyro.sample("m", dist.Normal())
+    numpyro.sample("y", dist.Normal(float(m), 1), obs=y)
+
+
+def _if_on_a_latent(y):
+    m = numpyro.sample("m", dist.Normal())
+    numpyro.sample("y", dist.Normal(m if m > 0 else -m, 1), obs=y)
+
+
+def _pandas_of_a_latent(y):
+    m = numpyro.sample("m", dist.Normal())
+    numpyro.sample("y", dist.Normal(np.sum(m), 1), obs=np.asarray(m) + y)
+
+
+def _list_at_a_latent(y):
+    i = jnp.int32(numpyro.sample("m", dist.Normal()) > 0)
+    numpyro.sample("y", dist.Normal([1.0, 2.0][i], 1), obs=y)
+
+
+def _loop_on_a_latent(y):
+    m = numpyro.sample("m", dist.Normal())
+    m = jax.lax.while_loop(lambda m: m < 0, lambda m: m + 1, m)
+    numpyro.sample("y", dist.Normal(m, 1), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (_float_of_a_latent, "leave out float"),
+        (_if_on_a_latent, "write jnp.where"),
+        (_pandas_of_a_latent, "in place of NumPy's or pandas'"),
+        (_list_at_a_latent, "index a JAX array"),
+        (_loop_on_a_latent, "needs no gradient"),
+    ],
+)
+def test_what_a_traced_model_cannot_do_is_explained_at_its_line(model, said):
+    first = model.__code__.co_firstlineno
+    with pytest.raises(nf.InvalidData, match=said) as caught:
+        nf.kernel("mala", model).init(jax.random.key(0), 1, model_args=(1.0,))
+    if model is not _loop_on_a_latent:  # it is differentiated where it is not called
+        assert f"(test_checks.py, line {first + 2})" in str(caught.value)

@@ -1,10 +1,12 @@
 """Errors in a model or its data, each refused with what to do instead."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nutfree.errors import InvalidData, UnsupportedModel
+from nutfree.errors import InvalidData, UnsupportedModel, where_raised
 
 
 def check_nan(args, kwargs) -> None:
@@ -47,15 +49,51 @@ def check_latent(latent) -> None:
 
 def cannot_run(error: Exception) -> InvalidData:
     """Make an error of ours out of a model's own."""
-    if isinstance(error, jax.errors.TracerArrayConversionError):
-        advice = "Pass the data as JAX arrays, jnp.asarray(y), in place of NumPy's."
+    advice = "Check the names and the shapes of the data passed to the model."
+    # JAX goes on about how it traces, which is not how the model is written
+    what = str(error).split("\n")[0].rstrip(".")
+    for kinds, said in _ADVICE:
+        if isinstance(error, kinds):
+            advice = said
+            break
     else:
-        advice = "Check the names and the shapes of the data passed to the model."
-    what = str(error).rstrip(".")
+        what = str(error).rstrip(".")
+        if isinstance(error, ValueError) and _NO_GRADIENT.search(what):
+            advice = (
+                "Take a kernel that needs no gradient: nutfree.recommend(model, ...) "
+                "lists them."
+            )
     return InvalidData(
-        f"The model cannot be run on these arguments: {type(error).__name__}: {what}. "
-        f"{advice}"
+        f"The model cannot be run on these arguments{where_raised(error)}: "
+        f"{type(error).__name__}: {what}. {advice}"
     )
+
+
+_NO_GRADIENT = re.compile("JVP|differentiation|custom_vjp")
+
+#: What to write where a latent's value is asked for before there is one.
+_ADVICE: tuple[tuple[type[Exception], str], ...] = (
+    (
+        jax.errors.TracerArrayConversionError,
+        "A latent's value has no NumPy array yet: use jax.numpy, and pass the data as "
+        "JAX arrays, jnp.asarray(y), in place of NumPy's or pandas'.",
+    ),
+    (
+        jax.errors.TracerBoolConversionError,
+        "A latent's value is not known where the model is traced: in place of `if` "
+        "write jnp.where(condition, x, y).",
+    ),
+    (
+        jax.errors.TracerIntegerConversionError,
+        "A latent's value is not known where the model is traced: index a JAX array, "
+        "jnp.asarray(table)[i], in place of a list or NumPy's.",
+    ),
+    (
+        jax.errors.ConcretizationTypeError,
+        "A latent's value is not known where the model is traced: leave out float(), "
+        "int() and .item(), and use jax.numpy.",
+    ),
+)
 
 
 def check_observed(observed) -> None:

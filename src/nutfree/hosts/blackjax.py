@@ -12,9 +12,10 @@ import numpy as np
 from blackjax.base import SamplingAlgorithm
 
 from nutfree import registry
-from nutfree.errors import InvalidOption, UnknownKernel
+from nutfree.errors import InvalidOption, NoFiniteStart, UnknownKernel
 from nutfree.hosts import chain
 from nutfree.hosts.checks import refuse_model_options
+from nutfree.hosts.state import as_float
 from nutfree.numerics.programs import in_full_precision
 from nutfree.registry import KernelSpec
 from nutfree.target import LogDensity, Target, as_target, require
@@ -94,13 +95,30 @@ class SamplingAPI:
         refuse_model_options(self.spec, options)
         return chain.algorithm(self.spec, options)
 
+    def _named(self, positional: tuple) -> dict[str, Any]:
+        """Parameters given by their place, as in BlackJAX: the kernel's, in order."""
+        kernel = signature(self.spec.build_kernel())
+        names = [
+            name
+            for name, p in list(kernel.parameters.items())[3:]
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        ]
+        if len(positional) > len(names):
+            listed = ", ".join(names) or "none"
+            raise InvalidOption(
+                f"nutfree.{self.spec.name} is given {len(positional)} parameters by "
+                f"their place, and has {len(names)}: {listed}. Write their names."
+            )
+        return dict(zip(names, positional))
+
     def __call__(
-        self, logdensity_fn: LogDensity | Target, **params: Any
+        self, logdensity_fn: LogDensity | Target, *positional: Any, **params: Any
     ) -> SamplingAlgorithm:
         """The algorithm for one posterior.
 
         Args:
             logdensity_fn: log density of a pytree, or a `Target`.
+            *positional: the kernel's parameters in order, such as a step size.
             **params: the kernel's options, and its parameters as `warmup` found them.
 
         Raises:
@@ -110,7 +128,13 @@ class SamplingAPI:
         """
         spec, params = registry.resolve(self.spec, params)
         if spec is not self.spec:
-            return SamplingAPI(spec)(logdensity_fn, **params)
+            return SamplingAPI(spec)(logdensity_fn, *positional, **params)
+        if twice := self._named(positional).keys() & params.keys():
+            raise InvalidOption(
+                f"nutfree.{spec.name} is given {sorted(twice)[0]} twice, by its place "
+                "and by its name. Leave one out."
+            )
+        params = {**self._named(positional), **params}
         traced = {k: v for k, v in params.items() if self._is_traced(k)}
         options = {k: v for k, v in params.items() if k not in traced}
         target, algorithm = self._target(logdensity_fn), self._algorithm(options)
@@ -119,6 +143,7 @@ class SamplingAPI:
 
         @in_full_precision
         def init(position, rng_key=None):
+            position = jax.tree.map(as_float, position)
             return algorithm.init(position, target, rng_key)
 
         @in_full_precision
@@ -148,6 +173,9 @@ class SamplingAPI:
         Returns:
             `(state, parameters)`: `parameters` is what `self(logdensity_fn, ...)`
             takes, options included.
+
+        Raises:
+            NoFiniteStart: if the log density is not finite at the position.
         """
         spec, options = registry.resolve(self.spec, options)
         if spec is not self.spec:
@@ -168,7 +196,14 @@ class SamplingAPI:
             end, _ = jax.lax.scan(one_step, begun, keys)
             return end.kernel_state, end.adapt_state.params
 
+        position = jax.tree.map(as_float, position)
         state, params = jax.jit(run)(rng_key, position)
+        value = getattr(state, "logdensity", 0.0)
+        if not isinstance(value, jax.core.Tracer) and not np.all(np.isfinite(value)):
+            raise NoFiniteStart(
+                "The log density is not finite at the position, and no transition led "
+                "to where it is. Pass a position at which it is."
+            )
         return WarmupResult(state, {**options, **params})
 
 

@@ -20,7 +20,7 @@ from nutfree.frontends.checks import check_nan
 from nutfree.frontends.handlers import full_data
 from nutfree.frontends.hierarchy import centred_sites, funnels
 from nutfree.frontends.numpyro import ModelFrontend, analyse
-from nutfree.frontends.windows import in_memory
+from nutfree.frontends.windows import Window, find, in_memory
 from nutfree.hosts import chain
 from nutfree.hosts.checks import (
     check_init_params,

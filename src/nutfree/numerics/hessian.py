@@ -1,4 +1,4 @@
-"""Products of a Hessian with a vector, whatever rules its function is differentiated by.
+"""Products of a Hessian with a vector, by whatever rules its function has.
 
 Forward over reverse is the cheapest. A function with a reverse-mode rule alone
 (`jax.custom_vjp`, ODE solvers) may refuse that: then by reverse over reverse, and where

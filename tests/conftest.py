@@ -9,6 +9,8 @@ from pathlib import Path
 # read when JAX starts: "parallel" chains need a device each
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# processes that a test starts keep no programs in the user's folders
+os.environ["NUTFREE_CACHE"] = "off"
 
 import jax
 import pytest

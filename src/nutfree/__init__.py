@@ -27,10 +27,13 @@ from nutfree.hosts.blackjax import api as _api
 from nutfree.hosts.checkpoint import read_checkpoint
 from nutfree.hosts.numpyro import kernel
 from nutfree.hosts.sample import sample
+from nutfree.numerics import compilation_cache
 from nutfree.registry import KernelSpec, kernels, option, register
 from nutfree.target import Minibatch, Prior, Split, Target, as_target
 
 __version__ = version("nutfree")
+
+compilation_cache.turn_on()
 
 __all__ = [
     "CheckpointMismatch",

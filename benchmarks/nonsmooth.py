@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 import pandas as pd
 
 import models
+import nutfree as nf
 from benchmarks.common import gradients, matrix, sample
 
 
@@ -23,6 +24,54 @@ def anisotropic_laplace(scale):
 
 def _laplace(d: int) -> tuple[Any, dict]:
     return anisotropic_laplace, {"scale": jnp.logspace(-1, 1, d)}
+
+
+def total_variation(y, scale=0.1, noise=0.5):
+    x = numpyro.sample("x", dist.Normal(0, 10).expand(y.shape).to_event(y.ndim))
+    for axis in range(y.ndim):
+        nf.nonsmooth(f"tv{axis}", jnp.diff(x, axis=axis), scale)
+    numpyro.sample("y", dist.Normal(x, noise).to_event(y.ndim), obs=y)
+
+
+def _steps(n: int) -> tuple[Any, dict]:
+    """Four plateaus of n / 4 points, and noise."""
+    noise = 0.5 * np.random.default_rng(0).normal(size=n)
+    return total_variation, {"y": np.repeat([0.0, 2.0, -1.0, 1.0], n // 4) + noise}
+
+
+def quantile_regression(X, y, quantile=0.9):
+    beta = numpyro.sample("beta", dist.Normal(0, 1).expand([X.shape[1]]).to_event(1))
+    level = numpyro.sample("level", dist.Normal(0, 1))
+    scale = numpyro.sample("scale", dist.HalfNormal(1))
+    with numpyro.plate("rows", len(y)):
+        law = dist.AsymmetricLaplaceQuantile(X @ beta + level, scale, quantile)
+        numpyro.sample("y", law, obs=y)
+
+
+def sparse_logistic(X, y, scale=0.5):
+    beta = numpyro.sample(
+        "beta", dist.Laplace(0, scale).expand([X.shape[1]]).to_event(1)
+    )
+    level = numpyro.sample("level", dist.Normal(0, 2))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.Bernoulli(logits=X @ beta + level), obs=y)
+
+
+def horseshoe(X, y):
+    tau = numpyro.sample("tau", dist.HalfCauchy(0.1))
+    with numpyro.plate("columns", X.shape[1]):
+        width = numpyro.sample("width", dist.HalfCauchy(1))
+        z = numpyro.sample("z", dist.Normal(0, 1))
+    sigma = numpyro.sample("sigma", dist.HalfNormal(1))
+    beta = numpyro.deterministic("beta", tau * width * z)
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.Normal(X @ beta, sigma), obs=y)
+
+
+def _on(model: Any, name: str) -> tuple[Any, dict]:
+    """Another model on the data of one of the zoo."""
+    data = models.load(name).data()
+    return model, {"X": data["X"], "y": data["y"]}
 
 
 def _zoo(name: str) -> tuple[Any, dict]:
@@ -35,6 +84,13 @@ TARGETS = {
     "anisotropic Laplace, d = 10": lambda: _laplace(10),
     "anisotropic Laplace, d = 100": lambda: _laplace(100),
     "lasso on diabetes": lambda: _zoo("lasso_diabetes"),
+    "total variation, n = 200": lambda: _steps(200),
+    "quantile regression on diabetes": lambda: _on(
+        quantile_regression, "lasso_diabetes"
+    ),
+    "sparse logistic on sonar": lambda: _on(sparse_logistic, "sonar"),
+    "sparse logistic on ionosphere": lambda: _on(sparse_logistic, "ionosphere"),
+    "horseshoe on diabetes": lambda: _on(horseshoe, "lasso_diabetes"),
     "positive regression": lambda: _zoo("positive_regression"),
     "sparse Dirichlet, d = 41": lambda: _zoo("sparse_dirichlet"),
 }

@@ -22,6 +22,7 @@ from nutfree.errors import (
 from nutfree.frontends.disk import rows
 from nutfree.frontends.federated import federated
 from nutfree.frontends.handlers import full_data
+from nutfree.frontends.nonsmooth import nonsmooth
 from nutfree.frontends.numpyro import model_target
 from nutfree.hosts.blackjax import api as _api
 from nutfree.hosts.checkpoint import read_checkpoint
@@ -58,6 +59,7 @@ __all__ = [
     "kernel",
     "kernels",
     "model_target",
+    "nonsmooth",
     "option",
     "read_checkpoint",
     "recommend",

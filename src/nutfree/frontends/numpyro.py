@@ -30,6 +30,7 @@ from nutfree.frontends.checks import (
 )
 from nutfree.frontends.federated import FederatedModel, shard_models
 from nutfree.frontends.handlers import full_data, is_jacobian, prior_only
+from nutfree.frontends.nonsmooth import part_of
 from nutfree.frontends.plates import data_plate, row_terms
 from nutfree.frontends.starts import at_random, starter
 from nutfree.frontends.windows import (
@@ -39,8 +40,8 @@ from nutfree.frontends.windows import (
     in_memory,
     streamed_target,
 )
-from nutfree.numerics.proximal import LaplaceTerm
 from nutfree.target import (
+    At,
     LogDensity,
     Minibatch,
     Position,
@@ -60,7 +61,7 @@ class ModelFrontend:
         original: the model as the user gave it.
         supports: constraint of each latent site.
         shapes: shape of each latent site on the sampling space.
-        laplace: latent sites with a Laplace distribution.
+        nonsmooth: sites, observed ones too, with a non-smooth term that is known.
         plate: name of the plate whose rows can be drawn in batches, or None.
         num_data: its size.
         proper: whether the prior can be drawn from.
@@ -71,7 +72,7 @@ class ModelFrontend:
     original: Callable
     supports: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
-    laplace: frozenset[str]
+    nonsmooth: frozenset[str]
     plate: str | None
     num_data: int
     proper: bool
@@ -168,14 +169,12 @@ class ModelFrontend:
 
         def terms(values):
             log_probs, trace = compute_log_probs(model, args, kwargs, values)
-            smooth = sum(v for k, v in log_probs.items() if k not in self.laplace)
-            nonsmooth = {}
-            for name in self.laplace:
-                fn = sites.base(trace[name]["fn"])
-                term = LaplaceTerm(fn.loc, fn.scale)
+            nonsmooth = {name: part_of(trace[name]) for name in self.nonsmooth}
+            smooth = sum(v for k, v in log_probs.items() if k not in nonsmooth)
+            for name, part in nonsmooth.items():
+                term, x = part if isinstance(part, At) else (part, values[name])
                 # what is left of the site's log density is its normaliser
-                smooth = smooth + log_probs[name] + term.value(values[name])
-                nonsmooth[name] = term
+                smooth = smooth + log_probs[name] + term.value(x)
             return smooth, nonsmooth
 
         def log_det(position):
@@ -242,11 +241,12 @@ def analyse(
     advice = {}
     supports = {k: sites.support(s["fn"], another[k]["fn"]) for k, s in latent.items()}
     shapes = {k: sites.unconstrained_shape(s) for k, s in latent.items()}
-    laplace = frozenset(k for k, s in latent.items() if sites.is_laplace(s))
-    if not laplace and all(sites.is_real(c) for c in supports.values()):
+    nonsmooth = frozenset(k for k, s in drawn.items() if part_of(s) is not None)
+    if not nonsmooth and all(sites.is_real(c) for c in supports.values()):
         advice["split"] = (
             "every latent site of this model is smooth and unbounded. Give a site a "
-            "Laplace prior, dist.Laplace(0, scale), or a bounded support."
+            "Laplace prior, dist.Laplace(0, scale), or a bounded support, or declare a "
+            'term: nutfree.nonsmooth("tv", jnp.diff(x), scale).'
         )
     improper = [k for k, s in latent.items() if sites.is_improper(s["fn"])]
     if improper:
@@ -260,7 +260,7 @@ def analyse(
     elif streamed:
         check_deterministic(trace, plate)
     return ModelFrontend(
-        fixed, model, supports, shapes, laplace, plate, num_data, not improper, advice
+        fixed, model, supports, shapes, nonsmooth, plate, num_data, not improper, advice
     )
 
 

@@ -13,10 +13,6 @@ def base(fn):
     return fn
 
 
-def is_laplace(site) -> bool:
-    return site["scale"] is None and isinstance(base(site["fn"]), dist.Laplace)
-
-
 def is_improper(fn) -> bool:
     return isinstance(base(fn), dist.ImproperUniform)
 

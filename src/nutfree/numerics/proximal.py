@@ -3,7 +3,9 @@
 prox(x) = argmin_y g(y) + |x - y|^2 / (2 step).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +16,15 @@ def soft_threshold(x, threshold):
     return jnp.sign(x) * jnp.maximum(jnp.abs(x) - threshold, 0.0)
 
 
-def _term(*fields: str):
-    def register(cls):
+def _rounded(distance, width):
+    """A distance to a kink, with a parabola within `width`."""
+    inside = jnp.minimum(distance, width)
+    return 0.5 * (inside * inside / width + width) + distance - inside
+
+
+@dataclass_transform(frozen_default=True)
+def _term[T](*fields: str) -> Callable[[type[T]], type[T]]:
+    def register(cls: type[T]) -> type[T]:
         cls = dataclass(frozen=True)(cls)
         return jax.tree_util.register_dataclass(cls, fields, ())
 
@@ -57,10 +66,7 @@ class LaplaceTerm:
 
         In closed form: x minus its prox has no digits left where the step is small.
         """
-        distance = jnp.abs(x - self.loc)
-        inside = jnp.minimum(distance, width)
-        parabola = 0.5 * (inside * inside / width + width)
-        return jnp.sum((parabola + distance - inside) / self.scale)
+        return jnp.sum(_rounded(jnp.abs(x - self.loc), width) / self.scale)
 
     def gap(self, x, step):
         """`huber` minus Moreau's envelope, which is parallel to it, a scalar."""
@@ -122,9 +128,9 @@ class Hinge:
 
     def huber(self, x, width):
         """g with a parabola within `width` of the kink, and g itself elsewhere."""
-        tilt = jnp.sum(0.5 * (self.above - self.below) * (x - self.loc))
-        even = LaplaceTerm(self.loc, 2 / (self.below + self.above))
-        return tilt + even.huber(x, width)
+        tilt, half = 0.5 * (self.above - self.below), 0.5 * (self.above + self.below)
+        signed = x - self.loc
+        return jnp.sum(tilt * signed + half * _rounded(jnp.abs(signed), width))
 
     def kinks(self, x):
         """Signed distances to the kinks, and the slopes below and above them."""

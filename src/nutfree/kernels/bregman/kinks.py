@@ -56,6 +56,8 @@ class Kinks(NamedTuple):
 
     def drawn(self, factor) -> "Kinks":
         """The same kinks, in the coordinates of another R."""
+        if not self.offset.size:
+            return self
         if self.are_separate:
             pull = jnp.broadcast_to(factor, factor.shape)[self.rows]
             return self._replace(pull=pull, gram=pull * pull)

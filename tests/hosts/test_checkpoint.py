@@ -14,12 +14,19 @@ import numpy as np
 import pytest
 
 import nutfree as nf
-from nutfree.hosts import pieces as host
+from nutfree.hosts import progress as host
+from nutfree.hosts import underway
 from tests.targets import regression, regression_data
 
 pytestmark = pytest.mark.usefixtures("toys")
 DATA = regression_data()
 SETTINGS = {"num_warmup": 20, "num_samples": 30, "num_chains": 2}
+
+
+@pytest.fixture(autouse=True)
+def _pieces_of_a_twentieth(monkeypatch):
+    """How long a piece is must not depend on the clock here."""
+    monkeypatch.setattr(underway, "PIECE_SECONDS", float("inf"))
 
 
 class _Stopping(host.tqdm):
@@ -51,7 +58,9 @@ def stopped(name, path, monkeypatch, after, **settings):
 def half_done(tmp_path_factory, toys):
     """A checkpoint of the toy with some of its draws, and what was returned."""
     path = tmp_path_factory.mktemp("runs") / "half.ckpt"
-    with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning, match="kept"):
+    patch = pytest.MonkeyPatch()
+    patch.setattr(underway, "PIECE_SECONDS", float("inf"))
+    with patch.context() as patch, pytest.warns(UserWarning, match="kept"):
         tree = stopped("toy", path, patch, 10 + 7)
     return path, tree
 
@@ -183,7 +192,9 @@ def test_a_state_of_another_structure_is_refused(tmp_path):
     from nutfree.hosts.checkpoint import Checkpoint
 
     state = {"x": jnp.zeros(3), "key": jax.random.key(0)}
-    Checkpoint(tmp_path / "c", {"kernel": "a"}).save(state, None)
+    first = Checkpoint(tmp_path / "c", {"kernel": "a"})
+    first.save(state, None, done={})
+    first.close()
     kept = Checkpoint(tmp_path / "c", {"kernel": "a"})
     back = kept.state(state)
     assert jax.random.key_data(back["key"]).tolist() == [0, 0]

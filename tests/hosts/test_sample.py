@@ -8,12 +8,19 @@ import pytest
 from numpyro.infer import AIES, MCMC, BarkerMH
 
 import nutfree as nf
-from nutfree.hosts import pieces as host
+from nutfree.hosts import progress as host
+from nutfree.hosts import underway
 from nutfree.hosts.pieces import PiecewiseMCMC
 from tests.targets import regression, regression_data
 
 pytestmark = pytest.mark.usefixtures("toys")
 DATA = regression_data()
+
+
+@pytest.fixture(autouse=True)
+def _pieces_of_a_twentieth(monkeypatch):
+    """How long a piece is must not depend on the clock here."""
+    monkeypatch.setattr(underway, "PIECE_SECONDS", float("inf"))
 
 
 def draws_by(runner, kernel, method):

@@ -112,9 +112,9 @@ def test_tree_says_how_the_rows_were_read(streamed):
 def test_a_checkpoint_goes_on_with_the_next_window_and_makes_the_draws_of_its_seed(
     streamed, folder, tmp_path, monkeypatch
 ):
-    from nutfree.hosts import pieces
+    from nutfree.hosts import progress
 
-    class Stopping(pieces.tqdm):
+    class Stopping(progress.tqdm):
         left = 9
 
         def update(self, n=1):
@@ -124,7 +124,7 @@ def test_a_checkpoint_goes_on_with_the_next_window_and_makes_the_draws_of_its_se
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pieces, "tqdm", Stopping)
+        patch.setattr(progress, "tqdm", Stopping)
         part = run(on_disk(folder), checkpoint=tmp_path / "run")
     assert 0 < part["posterior"].sizes["draw"] < 100
     whole = run(on_disk(folder), checkpoint=tmp_path / "run")

@@ -2,8 +2,8 @@
 
 A checkpoint is a folder: `state.npz`, the sampler's state after the last whole piece
 with a header that says of which run, and `draws-00000.npz` and so on, the draws that
-each piece made, which numpy reads without this library. No file is ever unpickled. A
-file is written aside and then moved into place, so it is whole or absent.
+each piece made, with their place in the run (`nutfree.hosts.archive`). The header has a
+digest of all pieces. A lock keeps a second run out, for as long as a process lives.
 """
 
 from __future__ import annotations
@@ -12,43 +12,66 @@ import hashlib
 import json
 import os
 import re
-import zipfile
+import secrets
+import socket
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nutfree.errors import CheckpointMismatch
+from nutfree.hosts.archive import read, write
+from nutfree.numerics.programs import arrays_in
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows has no such lock
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     import xarray
 
-FORMAT = 1
+FORMAT = 2
 _HEADER = "header"
+_LOCK = ".lock"
 
 
 class Checkpoint:
-    """The folder in which a run is kept.
+    """The folder in which a run is kept; nobody else's until `close`.
 
     Args:
-        path: the folder; made when the first piece is written.
+        path: the folder; made if there is none.
         run: what the run is, a dict of what JSON can hold. A folder of another run is
             refused.
 
     Raises:
-        CheckpointMismatch: if the folder is of another run, or is no checkpoint.
+        CheckpointMismatch: if the folder is of another run, is no checkpoint, is
+            damaged, or belongs to a run under way.
     """
 
     def __init__(self, path: str | os.PathLike, run: Mapping[str, Any]):
         self.path = Path(path)
         self.run = json.loads(json.dumps({"format": FORMAT, **run}, default=repr))
-        self._found = _read_header(self.path)
-        if self._found is not None:
-            self._check(self._found["run"])
+        _refuse_foreign(self.path)
+        self._lock = _locked(self.path)
+        try:
+            self._found = _read_header(self.path)
+            if self._found is not None:
+                self._check(self._found["run"])
+        except BaseException:
+            self.close()
+            raise
+        self.id = secrets.token_hex(8) if self._found is None else self._found["id"]
+        for left in self.path.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        self._lock.close()
 
     def _check(self, found: Mapping[str, Any]) -> None:
         for name in {**self.run, **found}:
@@ -62,8 +85,8 @@ class Checkpoint:
 
     @property
     def progress(self) -> dict[str, Any] | None:
-        """What was passed to the last `save` as progress, or None for a new run."""
-        return None if self._found is None else self._found["progress"]
+        """What the last `save` was given as `done`, or None for a new run."""
+        return None if self._found is None else self._found["done"]
 
     def state(self, like: Any) -> Any:
         """Return the state, in the structure of `like`.
@@ -74,82 +97,136 @@ class Checkpoint:
         Raises:
             CheckpointMismatch: if the state on disk has another structure.
         """
-        with _open(self.path / "state.npz") as stored:
-            paths, treedef = jax.tree_util.tree_flatten_with_path(like)
-            named = {_name(path): leaf for path, leaf in paths}
-            names = {n for n in stored.files if n != _HEADER}
-            if names != set(named):
-                odd = sorted(names ^ set(named))[0]
-                raise CheckpointMismatch(
-                    f"The state in '{self.path}' has another structure than this run's "
-                    f"(at '{odd}'). Take another checkpoint=... ."
-                )
-            leaves = [self._leaf(n, stored[n], leaf) for n, leaf in named.items()]
+        paths, treedef = jax.tree_util.tree_flatten_with_path(like)
+        named = {_name(path): leaf for path, leaf in paths}
+        wanted = {name: _stored_as(leaf) for name, leaf in named.items()}
+        stored = read(
+            self.path / "state.npz", lambda *a: a[0] == _HEADER or _fits(wanted, *a)
+        )
+        absent = set(named) - set(stored)
+        if absent:
+            raise CheckpointMismatch(
+                f"The state in '{self.path}' has no '{sorted(absent)[0]}'. Take "
+                "another checkpoint=... ."
+            )
+        leaves = [_as_leaf(stored[name], leaf) for name, leaf in named.items()]
         return jax.tree_util.tree_unflatten(treedef, leaves)
 
     def draws(self, like: Any) -> list[Any]:
-        """Return the draws of each piece, in the structure of `like`."""
+        """Return the draws of each piece, in the structure of `like`.
+
+        Raises:
+            CheckpointMismatch: if a piece is not the one that was kept.
+        """
+        if self._found is None:
+            return []
         paths, treedef = jax.tree_util.tree_flatten_with_path(like)
-        pieces = 0 if self.progress is None else self.progress["pieces"]
+        named = {_name(path): leaf for path, leaf in paths}
+
+        def accepts(name, shape, dtype):
+            if name not in named:
+                return name == _HEADER
+            wanted = _stored_as(named[name])
+            # of each chain as many as there are
+            wanted = (wanted[0][:1] + shape[1:2] + wanted[0][2:], wanted[1])
+            return _fits({name: wanted}, name, shape, dtype)
+
+        pieces = _read_pieces(self.path, self._found, accepts)
+        if any(set(made) != set(named) for made in pieces):
+            raise CheckpointMismatch(
+                f"The draws in '{self.path}' are of other fields than this run's. Take "
+                "another checkpoint=... ."
+            )
         return [
-            jax.tree_util.tree_unflatten(treedef, [made[_name(p)] for p, _ in paths])
-            for made in _read_draws(self.path, pieces)
+            jax.tree_util.tree_unflatten(
+                treedef, [_as_leaf(made[name], leaf) for name, leaf in named.items()]
+            )
+            for made in pieces
         ]
 
-    def _leaf(self, name: str, value: np.ndarray, like: Any) -> Any:
-        typed_key = jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key)
-        shape, dtype = like.shape, like.dtype
-        if typed_key:
-            data = jax.eval_shape(jax.random.key_data, like)
-            shape, dtype = data.shape, data.dtype
-        if value.dtype.kind == "V":  # what numpy makes of bfloat16 and its like
-            value = value.view(dtype)
-        if value.shape != shape or value.dtype != dtype:
-            raise CheckpointMismatch(
-                f"'{name}' of the state in '{self.path}' has shape {value.shape} and "
-                f"type {value.dtype}; this run's has {shape} and {dtype}. Take another "
-                "checkpoint=... ."
-            )
-        if typed_key:
-            return jax.random.wrap_key_data(
-                jnp.asarray(value), impl=like.dtype._impl.name
-            )
-        return value
-
     def save(
-        self, state: Any, draws: Mapping[str, np.ndarray] | None, **progress: Any
+        self, state: Any, draws: Mapping[str, np.ndarray] | None, *, done: Any = None
     ) -> None:
-        """Keep a piece: its draws, if it made any, and the state after it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        pieces = 0 if self.progress is None else self.progress["pieces"]
+        """Keep a piece: its draws, if it made any, and the state after it.
+
+        Raises:
+            OSError: if the disk does not take them.
+        """
+        before = self._found or {"pieces": 0, "draws": 0, "digest": ""}
+        found = {
+            **{name: before[name] for name in ("pieces", "draws", "digest")},
+            **{"run": self.run, "id": self.id, "done": done},
+        }
         if draws is not None:
-            _write(_piece(self.path, pieces), dict(_flat(draws)))
-            pieces += 1
-        progress = {**progress, "pieces": pieces}
-        self._found = {"run": self.run, "progress": progress}
-        header = np.asarray(json.dumps(self._found))
-        _write(self.path / "state.npz", {**dict(_flat(state)), _HEADER: header})
+            made = dict(_flat(draws))
+            count = next(iter(made.values())).shape[1]
+            place = _place(self.id, found["pieces"], found["draws"], count)
+            write(_piece(self.path, found["pieces"]), {**made, _HEADER: _json(place)})
+            found["digest"] = _digest(found["digest"], place, made)
+            found["pieces"] += 1
+            found["draws"] += count
+        write(self.path / "state.npz", {**dict(_flat(state)), _HEADER: _json(found)})
+        self._found = found
 
 
-def fingerprint(fn: Callable, *args: Any, data: Any = ()) -> str:
+def _locked(path: Path) -> IO:
+    """Open the lock of a folder, which is made if there is none.
+
+    Raises:
+        CheckpointMismatch: if another run has it, or the folder cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        flags = os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
+        lock = os.fdopen(os.open(path / _LOCK, flags, 0o666), "r+")
+    except OSError as error:
+        raise CheckpointMismatch(
+            f"No run can be kept in '{path}': {error}. Take another checkpoint=... ."
+        ) from error
+    if fcntl is None:
+        return lock
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = lock.read(200).strip() or "another process"
+        lock.close()
+        raise CheckpointMismatch(
+            f"The checkpoint '{path}' belongs to a run under way, of {owner}. Wait "
+            "until it has ended, or take another checkpoint=...; "
+            "nutfree.read_checkpoint(path) has its draws so far."
+        ) from None
+    except OSError:
+        return lock  # a file system that has no locks
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+    lock.flush()
+    return lock
+
+
+def fingerprint(fn: Callable, *args: Any, data: Any = ()) -> tuple[str, bool]:
     """Return a digest of a traced program and of the arrays in it and in `data`.
 
     Args:
         fn: what is traced, on `args` or their `jax.ShapeDtypeStruct`s.
         data: a pytree; leaves that are no array count by their `repr`.
+
+    Returns:
+        `(digest, calls back)`; a program that calls back to Python may be another one
+        in spite of its digest.
     """
     program = jax.make_jaxpr(fn)(*args)
     # addresses of Python objects differ from one process to the next
     text = re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr))
     digest = hashlib.sha256(text.encode())
-    for leaf in (*program.consts, *jax.tree.leaves(data)):
+    inside = arrays_in(program.jaxpr)
+    for leaf in (*program.consts, *inside, *jax.tree.leaves(data)):
         if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
             value = _plain(leaf)
             digest.update(f"{value.dtype}{value.shape}".encode())
             digest.update(np.ascontiguousarray(value).view(np.uint8).data)
         else:
             digest.update(repr(leaf).encode())
-    return digest.hexdigest()
+    return digest.hexdigest(), "callback" in text
 
 
 def versions() -> dict[str, str]:
@@ -168,21 +245,29 @@ def read_checkpoint(path: str | os.PathLike) -> xarray.DataTree:
         what the run is as attributes.
 
     Raises:
-        CheckpointMismatch: if there is no checkpoint, or it has no draws yet.
+        CheckpointMismatch: if there is no checkpoint, it has no draws yet, or it is
+            damaged.
     """
     import xarray as xr
 
     path = Path(path)
+    _refuse_foreign(path)
     header = _read_header(path)
-    draws = [] if header is None else _read_draws(path, header["progress"]["pieces"])
+    draws = [] if header is None else _read_pieces(path, header)
     if header is None or not draws:
         raise CheckpointMismatch(
             f"There are no draws in '{path}'. Pass the folder that nutfree.sample was "
             "given as checkpoint=..., after its warm-up."
         )
-    whole = {k: np.concatenate([d[k] for d in draws], axis=1) for k in draws[0]}
     groups: dict[str, dict] = {"posterior": {}, "sample_stats": {}}
     field = header["run"]["sample_field"]
+    try:
+        whole = {k: np.concatenate([d[k] for d in draws], axis=1) for k in draws[0]}
+    except (KeyError, ValueError) as error:
+        raise CheckpointMismatch(
+            f"The pieces in '{path}' do not fit together: {error}. Take another "
+            "checkpoint=... ."
+        ) from error
     for name, value in whole.items():
         is_site = name == field or name.startswith(f"{field}.")
         group = groups["posterior" if is_site else "sample_stats"]
@@ -201,6 +286,22 @@ def _piece(path: Path, number: int) -> Path:
     return path / f"draws-{number:05d}.npz"
 
 
+def _place(run: str, number: int, first: int, count: int) -> dict[str, Any]:
+    return {"run": run, "piece": number, "first draw": first, "draws": count}
+
+
+def _json(value: Any) -> np.ndarray:
+    return np.asarray(json.dumps(value))
+
+
+def _digest(before: str, place: Mapping[str, Any], made: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(f"{before}{json.dumps(place)}".encode())
+    for name, value in sorted(made.items()):
+        digest.update(f"{name}{value.dtype.str}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).view(np.uint8).data)
+    return digest.hexdigest()
+
+
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".") or "leaf"
 
@@ -216,52 +317,104 @@ def _flat(tree: Any):
         yield _name(path), _plain(leaf)
 
 
-def _write(path: Path, arrays: Mapping[str, Any]) -> None:
-    aside = path.with_suffix(".tmp")
-    with aside.open("wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _open(path: Path) -> Any:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+def _stored_as(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Return shape and type of a leaf on disk."""
+    if _is_key(leaf):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return tuple(leaf.shape), np.dtype(leaf.dtype)
+
+
+def _fits(wanted: Mapping[str, tuple], name: str, shape: tuple, dtype) -> bool:
+    if name not in wanted or shape != wanted[name][0]:
+        return False
+    # what numpy makes of bfloat16 and its like
+    same_size = dtype.kind == "V" and dtype.itemsize == wanted[name][1].itemsize
+    return dtype == wanted[name][1] or same_size
+
+
+def _as_leaf(value: np.ndarray, like: Any) -> Any:
+    if _is_key(like):
+        return jax.random.wrap_key_data(jnp.asarray(value), impl=like.dtype._impl.name)
+    return value.view(like.dtype) if value.dtype.kind == "V" else value
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Refuse a file, or a folder of something else, before anything is written."""
+    if not path.exists() or (path / "state.npz").exists():
+        return
+    if not path.is_dir() or any(map(_is_foreign, path.iterdir())):
         raise CheckpointMismatch(
-            f"'{path}' is not a file of a checkpoint: {error} Take another "
-            "checkpoint=... ."
-        ) from error
+            f"'{path}' is there and is no checkpoint. Take another checkpoint=... ."
+        )
+
+
+def _is_foreign(file: Path) -> bool:
+    """Say whether it cannot have been left by a process killed in its first piece."""
+    ours = file.suffix == ".tmp" or file.name.startswith("draws-")
+    return not ours and file.name != _LOCK
 
 
 def _read_header(path: Path) -> dict[str, Any] | None:
     """Return what `state.npz` says of its run, or None where there is no file yet."""
     file = path / "state.npz"
     if not file.exists():
-        if path.exists() and (not path.is_dir() or any(map(_foreign, path.iterdir()))):
-            raise CheckpointMismatch(
-                f"'{path}' is there and is no checkpoint. Take another checkpoint=... ."
-            )
         return None
-    with _open(file) as stored:
-        try:
-            header = json.loads(str(stored[_HEADER]))
-            return {"run": header["run"], "progress": header["progress"]}
-        except (KeyError, ValueError, TypeError) as error:
+    header = _header_of(read(file), file)
+    kinds = {
+        **{"run": dict, "id": str, "pieces": int, "draws": int, "digest": str},
+        "done": object,
+    }
+    found: dict[str, Any] = {name: header.get(name) for name in kinds}
+    wrong = [k for k, kind in kinds.items() if not isinstance(found[k], kind)]
+    old = isinstance(header.get("run"), dict) and header["run"].get("format") != FORMAT
+    if wrong or old or not 0 <= found["pieces"] <= found["draws"]:
+        what = "is of another version of nutfree" if old else "has no readable header"
+        raise CheckpointMismatch(f"'{file}' {what}. Take another checkpoint=... .")
+    if not isinstance(found["run"].get("sample_field"), str | None):
+        raise CheckpointMismatch(
+            f"'{file}' has no readable header. Take another checkpoint=... ."
+        )
+    return found
+
+
+def _header_of(stored: Mapping[str, np.ndarray], file: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(str(stored[_HEADER]))
+        if isinstance(header, dict):
+            return header
+    except (KeyError, ValueError, RecursionError):
+        pass
+    raise CheckpointMismatch(
+        f"'{file}' has no readable header. Take another checkpoint=... ."
+    )
+
+
+def _read_pieces(path: Path, header: Mapping[str, Any], accepts=None) -> list[dict]:
+    """Read the draws of every piece, and see that they are those that were kept."""
+    pieces: list[dict[str, np.ndarray]] = []
+    digest, first = "", 0
+    for number in range(header["pieces"]):
+        file = _piece(path, number)
+        made = read(file, accepts)
+        found = _header_of(made, file)
+        made.pop(_HEADER)
+        counts = {value.shape[1] if value.ndim > 1 else 0 for value in made.values()}
+        count = min(counts, default=0)
+        place = _place(header["id"], number, first, count)
+        if found != place or len(counts) != 1 or not count:
             raise CheckpointMismatch(
-                f"'{file}' has no readable header. Take another checkpoint=... ."
-            ) from error
-
-
-def _foreign(file: Path) -> bool:
-    """Whether it cannot have been left by a process killed in its first piece."""
-    return not (file.suffix == ".tmp" or file.name.startswith("draws-"))
-
-
-def _read_draws(path: Path, pieces: int) -> list[dict[str, np.ndarray]]:
-    draws = []
-    for number in range(pieces):
-        with _open(_piece(path, number)) as stored:
-            draws.append({name: stored[name] for name in stored.files})
-    return draws
+                f"'{file}' is not piece {number} of this run: it has {found}, and "
+                f"{place} is due. Take another checkpoint=... ."
+            )
+        digest, first = _digest(digest, place, made), first + count
+        pieces.append(made)
+    if (digest, first) != (header["digest"], header["draws"]):
+        raise CheckpointMismatch(
+            f"The draws in '{path}' are not those that were kept there. Take another "
+            "checkpoint=... ."
+        )
+    return pieces

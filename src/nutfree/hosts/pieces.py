@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Hashable, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -19,69 +19,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import MCMC
-from tqdm.auto import tqdm
 
 from nutfree.errors import CheckpointMismatch, warn
 from nutfree.frontends.arguments import constant
+from nutfree.hosts import underway
 from nutfree.hosts.checkpoint import Checkpoint, fingerprint, versions
+from nutfree.hosts.interrupts import Interrupts, stopped_by
 from nutfree.hosts.lanes import in_lanes, in_order, of_first_lane
 from nutfree.hosts.numpyro import NutfreeKernel
 from nutfree.hosts.program import has_field, piece_program
+from nutfree.hosts.progress import Progress
+from nutfree.hosts.underway import Done, Pace, Run, in_words
 
-#: Into how many pieces warm-up is cut, and the draws: one is the most that is lost.
+#: A piece is at most this part of warm-up, or of the draws: what it makes is in memory.
 _PIECES = 20
-
-
-@dataclass
-class _Progress:
-    """How far a run is: transitions of warm-up, draws, and what they took.
-
-    `seconds` is wall time in all, `setup_seconds` until the first transition, and the
-    other two are that of the transitions of either kind.
-    """
-
-    warmup: int = 0
-    draws: int = 0
-    warmup_steps: float = 0.0
-    warmup_grad_evals: float = math.nan
-    seconds: float = 0.0
-    setup_seconds: float = 0.0
-    warmup_seconds: float = 0.0
-    sampling_seconds: float = 0.0
-    feeds: int = 0
-
-
-@dataclass
-class _Run:
-    """A run under way.
-
-    state
-        That of all chains after the last transition.
-    draws
-        Those made so far, an entry a piece.
-    progress
-        How far it is.
-    checkpoint
-        Where it is kept, or None.
-    bar
-        Its progress bar.
-    started
-        When it would have started on this clock, without an interruption.
-    """
-
-    state: Any
-    draws: list[dict[str, Any]]
-    progress: _Progress
-    checkpoint: Checkpoint | None
-    bar: tqdm
-    started: float
-
-    def keep(self, made: dict[str, Any] | None, feeds: int) -> None:
-        """Keep what is new on disk, if a run is kept at all."""
-        self.progress.seconds = time.perf_counter() - self.started
-        self.progress.feeds = feeds
-        if self.checkpoint is not None:
-            self.checkpoint.save(self.state, made, done=asdict(self.progress))
 
 
 class PiecewiseMCMC(MCMC):
@@ -94,7 +45,8 @@ class PiecewiseMCMC(MCMC):
         checkpoint: the folder to keep the run in, or None.
         draws_at_once: how many independent draws a chain makes side by side.
         feeds: how many times the data in memory have been changed for others.
-        interrupted: whether Ctrl-C ended the last run before its last draw.
+        interrupts: what notes Ctrl-C and SIGTERM, where the caller has one.
+        interrupted: whether a signal ended the last run before its last draw.
         seconds: its wall time, compilation included.
         phases: wall time of its parts: setup, which is the search for a start, the
             pilot and compilation; warm-up; and sampling.
@@ -103,11 +55,14 @@ class PiecewiseMCMC(MCMC):
 
     checkpoint: str | os.PathLike | None = None
     draws_at_once: int = 1
+    interrupts: Interrupts | None = None
     interrupted: bool = False
     feeds: int = 0
     seconds: float = math.nan
     phases: Mapping[str, Any] = MappingProxyType({})
     warmup_grad_evals: float = math.nan
+    #: Whether time decides how long a piece is.
+    timed = True
     #: What a subclass has to say about its run.
     extra_attrs: Mapping[str, Any] = MappingProxyType({})
 
@@ -124,41 +79,84 @@ class PiecewiseMCMC(MCMC):
         self._args, self._kwargs = args, kwargs
         self.interrupted, self.feeds = False, 0
         started = time.perf_counter()
-        checkpoint, state = self._resume_or_begin(rng_key, init_params, extra_fields)
-        draws_in_turn = self._num_draws // self.draws_at_once
-        size = math.ceil(max(self.num_warmup, draws_in_turn, 1) / _PIECES)
-        piece = self._piece(state, size, extra_fields)
-        run = self._made_before(checkpoint, state, piece, started)
-        # no transitions: the program that makes them is compiled
-        run.state, _ = jax.block_until_ready(piece(run.state, 0, 1))
-        run.progress.setup_seconds += time.perf_counter() - started
+        bar = Progress(self._num_transitions, self.progress_bar)
+        self._kept: Checkpoint | None = None
         try:
-            self._warm_up(run, piece, size)
-            self._draw(run, piece, size)
+            own = Interrupts()
+            with nullcontext(self.interrupts) if self.interrupts else own as signals:
+                bar.phase("start and pilot")
+                checkpoint, state = self._resume_or_begin(
+                    rng_key, init_params, extra_fields
+                )
+                draws_in_turn = self._num_draws // self.draws_at_once
+                size = math.ceil(max(self.num_warmup, draws_in_turn, 1) / _PIECES)
+                piece = self._piece(state, size, extra_fields)
+                run = self._made_before(checkpoint, state, piece, bar, started)
+                bar.phase("compile")
+                # no transitions: the program that makes them is compiled
+                run.state, _ = jax.block_until_ready(piece(run.state, 0, 1))
+                run.progress.setup_seconds += time.perf_counter() - started
+                self._make(run, piece, size, signals)
+        finally:
+            bar.close()
+            if self._kept is not None:
+                self._kept.close()
+        self._finish(run)
+
+    def _make(self, run: Run, piece, size: int, signals: Interrupts) -> None:
+        """Make what is still to be made, or as much as a signal leaves time for.
+
+        Raises:
+            KeyboardInterrupt, SystemExit: if there are no draws at all.
+        """
+        try:
+            if run.checkpoint is not None:
+                signals.hold()
+            self._warm_up(run, piece, size, signals)
+            if signals.received is None:
+                signals.hold()
+                self._draw(run, piece, size, signals)
         except KeyboardInterrupt:
             if not run.draws:
                 raise
+        if run.progress.draws < self._num_draws:
+            if not run.draws:
+                raise stopped_by(signals.received)
             self._warn_of_interrupt(run)
-        finally:
-            run.bar.close()
-        self._finish(run)
 
     @property
     def _num_draws(self) -> int:
         """Draws of each chain that a run keeps."""
         return self.num_samples // self.thinning
 
-    def _made_before(self, checkpoint, state, piece, started: float) -> _Run:
+    @property
+    def _num_transitions(self) -> int:
+        """Transitions of each chain that a run makes."""
+        return self.num_warmup + self._num_draws * self.thinning
+
+    def _made_before(self, checkpoint, state, piece, bar, started: float) -> Run:
         """Return the run as the checkpoint has it, or a new one.
 
         Raises:
             CheckpointMismatch: if it has more draws than are asked for.
         """
-        progress, draws = _Progress(), []
+        progress, draws = Done(), []
         if checkpoint is not None and checkpoint.progress is not None:
-            progress = _Progress(**checkpoint.progress["done"])
-            draws = checkpoint.draws(self._draws_like(piece, state))
+            progress = Done.kept(
+                checkpoint.progress, self.checkpoint, warmup=self.num_warmup
+            )
+            like = self._draws_like(piece, state)
+            if progress.draws and self.draws_at_once > 1:
+                like = jax.tree.map(self._of_lanes, like)
+            draws = checkpoint.draws(like)
             self.feeds = progress.feeds
+            found = sum(np.shape(made["diverging"])[1] for made in draws)
+            if found != progress.draws or (found and progress.warmup < self.num_warmup):
+                raise CheckpointMismatch(
+                    f"The checkpoint '{self.checkpoint}' has {found} draws of each "
+                    f"chain, and says {progress.draws} after {progress.warmup} "
+                    "transitions of warm-up. Take another checkpoint=... ."
+                )
             if progress.draws > self._num_draws:
                 raise CheckpointMismatch(
                     f"The checkpoint '{self.checkpoint}' has {progress.draws} draws of "
@@ -166,31 +164,33 @@ class PiecewiseMCMC(MCMC):
                     "as many; nutfree.read_checkpoint(path) has its draws."
                 )
         self.warmup_grad_evals = progress.warmup_grad_evals
-        bar = tqdm(
-            total=self.num_warmup + self._num_draws * self.thinning,
-            initial=progress.warmup + progress.draws * self.thinning,
-            desc="warmup",
-            disable=not self.progress_bar,
-        )
+        bar.skip(progress.warmup + progress.draws * self.thinning)
         started -= progress.seconds
-        return _Run(state, draws, progress, checkpoint, bar, started)
+        return Run(state, draws, progress, checkpoint, bar, started)
 
-    def _warm_up(self, run: _Run, piece, size: int) -> None:
+    def _of_lanes(self, like):
+        """Return the shape of draws in order, from that of draws in lanes."""
+        return jax.ShapeDtypeStruct((self.num_chains, *like.shape[1:]), like.dtype)
+
+    def _warm_up(self, run: Run, piece, size: int, signals: Interrupts) -> None:
         """Make the transitions of warm-up that are still to be made."""
-        progress, mark = run.progress, time.perf_counter()
-        for n in _cut(self.num_warmup - progress.warmup, size):
+        progress, pace = run.progress, Pace(size, self.timed)
+        run.bar.phase("warm-up")
+        while progress.warmup < self.num_warmup and signals.received is None:
+            mark = time.perf_counter()
+            n = pace.next(self.num_warmup - progress.warmup)
             run.state, made = jax.block_until_ready(piece(run.state, n, 1))
             progress.warmup += n
             progress.warmup_steps += float(np.sum(made.get("num_steps", math.nan)))
             run.keep(None, self.feeds)
-            run.bar.update(n)
+            pace.took(n, time.perf_counter() - mark)
             progress.warmup_seconds += time.perf_counter() - mark
-            mark = time.perf_counter()
+            run.bar.update(n, lambda: in_words(run, self.sampler.sample_field))
 
-    def _draw(self, run: _Run, piece, size: int) -> None:
+    def _draw(self, run: Run, piece, size: int, signals: Interrupts) -> None:
         """Make the draws that are still to be made."""
-        progress, mark = run.progress, time.perf_counter()
-        run.bar.set_description("sample")
+        progress, pace = run.progress, Pace(size, self.timed)
+        run.bar.phase("draws")
         if not progress.draws:
             self._warmup_state = run.state
             progress.warmup_grad_evals = _gradients(run.state, progress.warmup_steps)
@@ -198,20 +198,39 @@ class PiecewiseMCMC(MCMC):
             run.state = in_lanes(run.state, self.draws_at_once)
             # as in `MCMC.run`, what thinning leaves over goes first
             run.state, _ = piece(run.state, self.num_samples % self.thinning, 1)
-        for n in _cut((self._num_draws - progress.draws) // self.draws_at_once, size):
-            run.state, made = piece(run.state, n, self.thinning)
+        while progress.draws < self._num_draws and signals.received is None:
+            mark = time.perf_counter()
+            n = pace.next((self._num_draws - progress.draws) // self.draws_at_once)
+            thinning = self.thinning
+            if pace.seconds > underway.PIECE_SECONDS and thinning > 1 and self.timed:
+                if not self._skip(run, piece, pace.seconds / thinning, size, signals):
+                    break
+                thinning = 1
+            run.state, made = piece(run.state, n, thinning)
             made = jax.tree.map(
                 lambda x, n=n: in_order(x[:, :n], self.draws_at_once),
                 jax.device_get(made),
             )
             run.draws.append(made)
             progress.draws += n * self.draws_at_once
+            pace.took(n, time.perf_counter() - mark)
             progress.sampling_seconds += time.perf_counter() - mark
-            mark = time.perf_counter()
             run.keep(made, self.feeds)
-            run.bar.update(n * self.draws_at_once * self.thinning)
+            run.bar.update(
+                n * self.draws_at_once * self.thinning,
+                lambda: in_words(run, self.sampler.sample_field),
+            )
 
-    def _warn_of_interrupt(self, run: _Run) -> None:
+    def _skip(self, run, piece, seconds: float, size: int, signals) -> bool:
+        """Make the transitions before the next draw, in parts; False if interrupted."""
+        left = self.thinning - 1
+        while left and signals.received is None:
+            n = max(1, min(left, size, int(underway.PIECE_SECONDS / seconds)))
+            run.state, _ = jax.block_until_ready(piece(run.state, n, 1))
+            left -= n
+        return not left
+
+    def _warn_of_interrupt(self, run: Run) -> None:
         self.interrupted = True
         message = (
             f"Interrupted: {run.progress.draws} of {self._num_draws} draws of each "
@@ -221,7 +240,7 @@ class PiecewiseMCMC(MCMC):
             message += " Call it again with this checkpoint for the others."
         warn(message)
 
-    def _finish(self, run: _Run) -> None:
+    def _finish(self, run: Run) -> None:
         """Keep what `MCMC` reads, and what the run took."""
         self._states = jax.tree.map(lambda *d: np.concatenate(d, axis=1), *run.draws)
         self._states_flat = None
@@ -245,10 +264,14 @@ class PiecewiseMCMC(MCMC):
         keeper = Checkpoint(
             self.checkpoint, self._described(rng_key, like, extra_fields, init_params)
         )
+        self._kept = keeper
         if keeper.progress is not None:
-            if keeper.progress["done"]["draws"]:
+            if Done.kept(keeper.progress, self.checkpoint).draws:
                 like = jax.eval_shape(lambda s: in_lanes(s, self.draws_at_once), like)
-            return keeper, keeper.state(like)
+            state = keeper.state(like)
+            if keeper.run["calls back to Python"]:
+                self._check_density(state)
+            return keeper, state
         return keeper, self._begin(rng_key, init_params) if state is None else state
 
     def _described(self, rng_key, state, extra_fields, init_params) -> dict[str, Any]:
@@ -257,6 +280,11 @@ class PiecewiseMCMC(MCMC):
         if not self._vectorized:
             state = jax.eval_shape(partial(jax.tree.map, lambda x: x[0]), state)
         spec = getattr(kernel, "spec", None)
+        digest, calls_back = fingerprint(
+            lambda s: kernel.sample(s, args, kwargs),
+            state,
+            data=(args, kwargs, init_params),
+        )
         return {
             "kernel": spec.name if spec is not None else type(kernel).__name__,
             "options": getattr(kernel, "options", {}),
@@ -270,12 +298,26 @@ class PiecewiseMCMC(MCMC):
             "random key": np.asarray(jax.random.key_data(rng_key)).tolist(),
             "extra_fields": list(extra_fields),
             "sample_field": kernel.sample_field,
-            "model, data or init_params": fingerprint(
-                lambda s: kernel.sample(s, args, kwargs),
-                state,
-                data=(args, kwargs, init_params),
-            ),
+            "model, data or init_params": digest,
+            "calls back to Python": calls_back,
         }
+
+    def _check_density(self, state) -> None:
+        """Refuse a density that is not the one that the state was made with.
+
+        No digest tells what a program does that calls back to Python.
+        """
+        if not isinstance(self.sampler, NutfreeKernel):
+            return
+        target = self.sampler.target(self._args, self._kwargs)
+        first = jax.tree.map(lambda x: x[0], (state.z, state.potential_energy))
+        kept, now = -float(first[1]), float(target(first[0]))
+        if not abs(now - kept) <= 1e-3 + 1e-4 * abs(kept) and not math.isnan(kept):
+            raise CheckpointMismatch(
+                f"The checkpoint '{self.checkpoint}' is of another density: where the "
+                f"run stopped it was {kept:.6g}, and now it is {now:.6g}. Run with the "
+                "same, or take another checkpoint=... ."
+            )
 
     def _begin(self, rng_key, init_params, shape_only=False):
         """Return the first state of every chain, or its shapes."""
@@ -339,11 +381,6 @@ class PiecewiseMCMC(MCMC):
 
 def _stacked(*states):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-
-
-def _cut(total: int, size: int) -> list[int]:
-    """Cut `total` into pieces of `size`; the last one is what is left."""
-    return [min(size, total - done) for done in range(0, total, size)] if total else []
 
 
 def _gradients(state: Any, num_steps: float) -> float:

@@ -14,6 +14,7 @@ from nutfree.errors import InvalidOption, NutfreeError, warn
 from nutfree.frontends.disk import DiskRows
 from nutfree.frontends.windows import find
 from nutfree.hosts.checks import check_init_params, check_settings, explain
+from nutfree.hosts.interrupts import Interrupts
 from nutfree.hosts.numpyro import NutfreeKernel
 from nutfree.hosts.pieces import PiecewiseMCMC
 from nutfree.hosts.stream import StreamedMCMC, check_streams, loaded
@@ -149,6 +150,28 @@ def sample(
     )
     mcmc.checkpoint = checkpoint
     mcmc.draws_at_once = draws_at_once
+    with Interrupts() as signals:
+        mcmc.interrupts = signals
+        _run(mcmc, seed, args, kwargs, init_params, extra_fields)
+        tree = to_arviz(
+            mcmc,
+            seconds=mcmc.seconds,
+            interrupted=mcmc.interrupted,
+            warmup_grad_evals=mcmc.warmup_grad_evals,
+            seed=seed,
+            **mcmc.phases,
+            **mcmc.extra_attrs,
+        )
+        if streamed and "observed_data" in tree:
+            del tree["observed_data"]  # some rows of many
+        said = short_verdict(tree)
+    if said:
+        warn(said)
+    return tree
+
+
+def _run(mcmc: PiecewiseMCMC, seed, args, kwargs, init_params, extra_fields) -> None:
+    """Run, and say in our words why a run could not begin."""
     try:
         mcmc.run(
             jax.random.key(seed),
@@ -162,19 +185,5 @@ def sample(
     # nothing is swallowed: `explain` raises in its place where it knows the cause, and
     # the error goes on as it was where it does not
     except Exception:
-        explain(kernel, args, kwargs)
+        explain(mcmc.sampler, args, kwargs)
         raise
-    tree = to_arviz(
-        mcmc,
-        seconds=mcmc.seconds,
-        interrupted=mcmc.interrupted,
-        warmup_grad_evals=mcmc.warmup_grad_evals,
-        seed=seed,
-        **mcmc.phases,
-        **mcmc.extra_attrs,
-    )
-    if streamed and "observed_data" in tree:
-        del tree["observed_data"]  # some rows of many
-    if said := short_verdict(tree):
-        warn(said)
-    return tree

@@ -83,6 +83,9 @@ def check_streams(kernel: MCMCKernel, chain_method: str | None) -> None:
 class StreamedMCMC(PiecewiseMCMC):
     """`PiecewiseMCMC` on model arguments some of which are `DiskRows`."""
 
+    # a window ends with its piece, and windows must not depend on the clock
+    timed = False
+
     _source: Source
     _effect: float
     _use: float

@@ -121,7 +121,7 @@ def digest(jaxpr: Jaxpr, consts: list) -> str | None:
         bytes of them.
     """
     text = str(jaxpr)
-    arrays = [*consts, *_arrays_in(jaxpr)]
+    arrays = [*consts, *arrays_in(jaxpr)]
     if "callback" in text or any(isinstance(x, jax.core.Tracer) for x in arrays):
         return None
     return digest_of(text, arrays)
@@ -140,7 +140,7 @@ def digest_of(text: str, arrays: list) -> str | None:
     return digest.hexdigest()
 
 
-def _arrays_in(jaxpr: Jaxpr) -> Iterator[Any]:
+def arrays_in(jaxpr: Jaxpr) -> Iterator[Any]:
     """Yield the arrays that a jaxpr holds, which its text leaves out."""
     for equation in jaxpr.eqns:
         for value in equation.invars:
@@ -151,9 +151,9 @@ def _arrays_in(jaxpr: Jaxpr) -> Iterator[Any]:
         ):
             if isinstance(inner, ClosedJaxpr):
                 yield from inner.consts
-                yield from _arrays_in(inner.jaxpr)
+                yield from arrays_in(inner.jaxpr)
             elif isinstance(inner, Jaxpr):
-                yield from _arrays_in(inner)
+                yield from arrays_in(inner)
 
 
 _JAXPRS = (ClosedJaxpr, Jaxpr)

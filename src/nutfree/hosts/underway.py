@@ -1,0 +1,179 @@
+"""A run under way: how far it is, how it goes, and how much it makes at a time."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass, fields
+from operator import attrgetter
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+
+from nutfree.diagnostics.convergence import convergence
+from nutfree.errors import CheckpointMismatch, warn
+from nutfree.hosts.checkpoint import Checkpoint
+from nutfree.hosts.program import has_field
+from nutfree.hosts.progress import Progress
+
+#: What a piece should take: an interrupt waits for its end, and a crash loses it.
+PIECE_SECONDS = 2.0
+#: A piece is at most so many times as long as the one before.
+_GROWTH = 8
+#: Numbers in all draws up to which they are looked at while a run goes on.
+_LOOKED_AT = 2_000_000
+
+
+class Pace:
+    """How many transitions, or draws, a piece should make.
+
+    Args:
+        most: as many as a piece can hold.
+        timed: whether time decides; without it every piece is as long as it can be.
+    """
+
+    def __init__(self, most: int, timed: bool):
+        self._most, self._timed = most, timed
+        self._last, self._seconds = 0, 0.0
+
+    def next(self, left: int) -> int:
+        n = min(self._most, left)
+        if not self._timed or math.isinf(PIECE_SECONDS):
+            return n
+        wanted = _GROWTH * self._last or 1
+        if self._seconds:
+            wanted = min(wanted, int(PIECE_SECONDS / self._seconds))
+        return max(1, min(n, wanted))
+
+    def took(self, n: int, seconds: float) -> None:
+        self._last, self._seconds = n, seconds / n
+
+    @property
+    def seconds(self) -> float:
+        """What one takes; 0 where that is not known yet."""
+        return self._seconds
+
+
+@dataclass
+class Done:
+    """How far a run is: transitions of warm-up, draws, and what they took.
+
+    `seconds` is wall time in all, `setup_seconds` until the first transition, and the
+    other two are that of the transitions of either kind.
+    """
+
+    warmup: int = 0
+    draws: int = 0
+    warmup_steps: float = 0.0
+    warmup_grad_evals: float = math.nan
+    seconds: float = 0.0
+    setup_seconds: float = 0.0
+    warmup_seconds: float = 0.0
+    sampling_seconds: float = 0.0
+    feeds: int = 0
+
+    @classmethod
+    def kept(cls, done: Any, path: Any, **most: int) -> Done:
+        """Return what a checkpoint says, if that can be.
+
+        Args:
+            most: the largest that a number can be, by name.
+
+        Raises:
+            CheckpointMismatch: if it cannot.
+        """
+        known = {f.name: f.type for f in fields(cls)}
+        if isinstance(done, dict) and set(done) == set(known):
+            fits = (
+                type(value) is int and 0 <= value <= most.get(name, value)
+                if known[name] == "int"
+                else type(value) in (int, float) and not value < 0
+                for name, value in done.items()
+            )
+            if all(fits):
+                return cls(**done)
+        raise CheckpointMismatch(
+            f"The checkpoint '{path}' says that it is where no run can be: {done}. "
+            "Take another checkpoint=... ."
+        )
+
+
+@dataclass
+class Run:
+    """A run under way.
+
+    state
+        That of all chains after the last transition.
+    draws
+        Those made so far, an entry a piece.
+    progress
+        How far it is.
+    checkpoint
+        Where it is kept; None where it is not, or no longer.
+    bar
+        How far it is, for the user to see.
+    started
+        When it would have started on this clock, without an interruption.
+    """
+
+    state: Any
+    draws: list[dict[str, Any]]
+    progress: Done
+    checkpoint: Checkpoint | None
+    bar: Progress
+    started: float
+
+    def keep(self, made: dict[str, Any] | None, feeds: int) -> None:
+        """Keep what is new on disk, if a run is kept at all."""
+        self.progress.seconds = time.perf_counter() - self.started
+        self.progress.feeds = feeds
+        if self.checkpoint is None:
+            return
+        try:
+            self.checkpoint.save(self.state, made, done=asdict(self.progress))
+        except OSError as error:
+            warn(
+                f"The run cannot be kept in '{self.checkpoint.path}' any longer: "
+                f"{error}. It goes on in memory; when there is room again, the same "
+                "call goes on from the last piece on disk."
+            )
+            self.checkpoint.close()
+            self.checkpoint = None
+
+
+def in_words(run: Run, field: str) -> str:
+    """Say how a run goes, for its progress bar.
+
+    Args:
+        field: of the draws, that which is the position.
+    """
+    said = []
+    for field, name in (
+        ("adapt_state.step_size", "step size"),
+        ("mean_accept_prob", "acceptance"),
+    ):
+        if has_field(run.state, field):
+            value = float(np.mean(attrgetter(field)(run.state)))
+            said += [] if math.isnan(value) else [f"{name} {value:.2g}"]
+    if run.draws:
+        diverging = sum(int(np.sum(made["diverging"])) for made in run.draws)
+        said.append(f"{diverging} divergences")
+        numbers = sum(np.size(x) for x in jax.tree.leaves(run.draws))
+        if run.progress.draws >= 20 and numbers <= _LOOKED_AT:
+            said.append(_agreement(run.draws, field))
+    return ", ".join(said)
+
+
+def _agreement(draws: list[dict[str, Any]], field: str) -> str:
+    """Say how many effective draws there are so far, and how well chains agree."""
+    whole = jax.tree.map(
+        lambda *parts: np.concatenate(parts, axis=1), *(made[field] for made in draws)
+    )
+    sites = {
+        f"x{i}": (("chain", "draw", *(f"x{i}_{k}" for k in range(leaf.ndim - 2))), leaf)
+        for i, leaf in enumerate(jax.tree.leaves(whole))
+    }
+    found = convergence(xr.Dataset(sites))
+    return f"ESS {found.ess_bulk:.0f}, R-hat {found.r_hat:.3f}"

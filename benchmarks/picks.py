@@ -63,6 +63,7 @@ def run(quick: bool) -> pd.DataFrame:
                 "good": "" if np.isnan(ratio) else str(bool(ratio <= GOOD)),
             }
         )
+        print(rows[-1], flush=True)
     judged = [row["good"] == "True" for row in rows if row["good"]]
     rows.append({"posterior": "share of good picks", "good": f"{np.mean(judged):.0%}"})
     return pd.DataFrame(rows)

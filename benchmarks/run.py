@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = (
     "overhead",
+    "first",
     "honesty",
     "picks",
     "multimodal",

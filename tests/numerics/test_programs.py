@@ -113,3 +113,35 @@ def test_a_precision_that_the_user_has_set_stays(given):
     with jax.default_matmul_precision(given):
         assert precision() == (given or "highest")
         assert jax.config.jax_default_matmul_precision == given
+
+
+def test_a_program_compiled_ahead_is_the_one_that_runs():
+    seen = []
+
+    def twice(x):
+        seen.append(x)
+        return {"double": 2 * x}
+
+    program = jitted(twice)
+    shapes = program.compile_ahead(jax.ShapeDtypeStruct((3,), jnp.float32))
+    assert shapes["double"].shape == (3,)
+    np.testing.assert_array_equal(program(jnp.ones(3))["double"], 2 * np.ones(3))
+    assert len(seen) == 1
+
+
+def test_a_program_that_does_not_compile_says_so_where_it_is_called(monkeypatch):
+    class Broken:
+        def lower(self, *_):
+            return self
+
+        def compile(self):
+            raise RuntimeError("no memory")
+
+        def __call__(self, *_):
+            raise RuntimeError("no memory")
+
+    program = jitted(lambda x: x)
+    monkeypatch.setattr(jax, "jit", lambda fun: Broken())
+    program.compile_ahead(1.0)
+    with pytest.raises(RuntimeError, match="no memory"):
+        program(1.0)

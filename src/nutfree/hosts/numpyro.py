@@ -37,7 +37,7 @@ from nutfree.hosts.state import (
     split_key,
     typed_key,
 )
-from nutfree.numerics.programs import in_full_precision, jitted
+from nutfree.numerics.programs import Program, in_full_precision, jitted
 from nutfree.registry import KernelSpec
 from nutfree.target import PARTS, Target, as_target, require
 
@@ -82,7 +82,7 @@ class NutfreeKernel(MCMCKernel):
         self._num_warmup = 0
         self._run: tuple | None = None  # what `init` was last prepared for
         self.arguments: Arguments  # of the model, as programs take them
-        self._compiled_begin: Callable
+        self._compiled_begin: Program
         self._find_start: Callable
         # MCMC asks for this to know whether `init` has run
         self._sample_fn: Callable | None = None
@@ -171,7 +171,17 @@ class NutfreeKernel(MCMCKernel):
             rng_key, num_warmup, init_params, model_args, model_kwargs
         )
         self._sample_fn = self.sample
-        return jax.eval_shape(self._compiled_begin, *inputs)
+        return self._compiled_begin.shapes(*inputs)
+
+    @in_full_precision
+    def init_ahead(
+        self, rng_key, num_warmup, init_params=None, model_args=(), model_kwargs=None
+    ) -> NutfreeState:
+        """Begin to compile what `init` will run, and return as `init_shape` does."""
+        inputs = self._inputs(
+            rng_key, num_warmup, init_params, model_args, model_kwargs
+        )
+        return self._compiled_begin.compile_ahead(*inputs)
 
     def _inputs(self, rng_key, num_warmup, init_params, model_args, model_kwargs):
         """Prepare `_compiled_begin` for these arguments, and return its own."""
@@ -227,7 +237,7 @@ class NutfreeKernel(MCMCKernel):
             self._num_warmup,
         )
 
-    def _begin_program(self, batched: bool) -> Callable:
+    def _begin_program(self, batched: bool) -> Program:
         """Return `begin(fed, *keys, position)`, compiled."""
         rebuild = self.arguments.rebuild
 

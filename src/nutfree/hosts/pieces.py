@@ -85,12 +85,13 @@ class PiecewiseMCMC(MCMC):
             own = Interrupts()
             with nullcontext(self.interrupts) if self.interrupts else own as signals:
                 bar.phase("start and pilot")
+                draws_in_turn = self._num_draws // self.draws_at_once
+                size = math.ceil(max(self.num_warmup, draws_in_turn, 1) / _PIECES)
+                ahead = self._compile_ahead(rng_key, init_params, size, extra_fields)
                 checkpoint, state = self._resume_or_begin(
                     rng_key, init_params, extra_fields
                 )
-                draws_in_turn = self._num_draws // self.draws_at_once
-                size = math.ceil(max(self.num_warmup, draws_in_turn, 1) / _PIECES)
-                piece = self._piece(state, size, extra_fields)
+                piece = ahead or self._piece(state, size, extra_fields)
                 run = self._made_before(checkpoint, state, piece, bar, started)
                 bar.phase("compile")
                 # no transitions: the program that makes them is compiled
@@ -258,7 +259,7 @@ class PiecewiseMCMC(MCMC):
             return None, self._begin(rng_key, init_params)
         state, kernel = None, self.sampler
         if isinstance(kernel, NutfreeKernel):
-            like = self._begin(rng_key, init_params, shape_only=True)
+            like = self._begin(rng_key, init_params, kernel.init_shape)
         else:
             like = state = self._begin(rng_key, init_params)
         keeper = Checkpoint(
@@ -319,15 +320,31 @@ class PiecewiseMCMC(MCMC):
                 "same, or take another checkpoint=... ."
             )
 
-    def _begin(self, rng_key, init_params, shape_only=False):
-        """Return the first state of every chain, or its shapes."""
+    def _compile_ahead(self, rng_key, init_params, size: int, extra_fields):
+        """Compile the programs of a run side by side, and return its `piece`.
+
+        Returns:
+            None for a run that has other programs, or that may not begin anew.
+        """
+        kernel = self.sampler
+        begun = self.checkpoint is not None and os.path.exists(self.checkpoint)
+        if begun or self.chain_method != "vectorized":
+            return None
+        if not isinstance(kernel, NutfreeKernel):
+            return None
+        state = self._begin(rng_key, init_params, kernel.init_ahead)
+        return self._piece(state, size, extra_fields, ahead=True)
+
+    def _begin(self, rng_key, init_params, init=None):
+        """Return the first state of every chain, or what `init` returns instead."""
+        shape_only, init = init is not None, init or self.sampler.init
         chains = self.num_chains
         # a single chain keeps its key, as in `MCMC.run`
         keys = jax.random.split(rng_key, chains) if chains > 1 else rng_key[None]
         if init_params is not None and chains == 1:
             init_params = jax.tree.map(lambda x: jnp.asarray(x)[None], init_params)
         init = partial(
-            self.sampler.init_shape if shape_only else self.sampler.init,
+            init,
             num_warmup=self.num_warmup,
             model_args=self._args,
             model_kwargs=self._kwargs,
@@ -343,16 +360,22 @@ class PiecewiseMCMC(MCMC):
             return jax.eval_shape(_stacked, *states)
         return _stacked(*states)
 
-    def _piece(self, state, size: int, extra_fields):
+    def _piece(self, state, size: int, extra_fields, ahead: bool = False):
         """Return `piece(state, n, thinning) -> (state after n draws, the draws)`.
 
         The draws are padded to `size`, so that n is no part of the program.
+
+        Args:
+            state: of all chains, or its shapes.
+            ahead: whether to begin to compile it.
         """
         kernel, key = self.sampler, None
         taken = constant(self._args, self._kwargs)
         if isinstance(kernel, NutfreeKernel):
             taken, key = kernel.arguments, kernel.program_key
         program = self._program(state, size, extra_fields, taken.rebuild, key)
+        if ahead:
+            program.compile_ahead(state, 0, 1, taken.fed)
         return lambda state, n, thinning: program(state, n, thinning, taken.fed)
 
     def _draws_like(self, piece, state):

@@ -149,7 +149,10 @@ class StreamedMCMC(PiecewiseMCMC):
         self.feeds += 1
         return on_devices(self._source, self._ahead.pop(self.feeds).result())
 
-    def _piece(self, state, size: int, extra_fields):
+    def _compile_ahead(self, *run):
+        return None
+
+    def _piece(self, state, size: int, extra_fields, ahead: bool = False):
         size = min(size, MAX_DRAWS)
         self._compiled = self._program(state, size, extra_fields, self._data)
 

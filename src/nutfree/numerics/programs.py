@@ -7,8 +7,10 @@ again; one whose trace is that of an earlier one is not compiled again.
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import wraps
+from threading import Thread
 from typing import Any
 
 import jax
@@ -47,33 +49,77 @@ def in_full_precision[**P, R](fun: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def jitted(fun: Callable, key: Hashable = None) -> Callable:
-    """Return `jax.jit(fun)`, with the arrays that `fun` closes over as arguments.
+class Program:
+    """A function that is compiled, with the arrays it closes over as arguments.
 
-    `fun` is traced with their values at hand, as a user's model may need them. As
-    constants, large data are slow to compile: a pilot over 10^6 rows of 50 columns took
-    26 s, and 10 s with them as arguments.
+    The function is traced with their values at hand, as a user's model may need them.
+    As constants, large data are slow to compile: a pilot over 10^6 rows of 50 columns
+    took 26 s, and 10 s with them as arguments.
 
     Args:
         key: what the program is, but for the shapes and types of its arguments: of two
             functions with one key the second is not traced, and the program of the
             first runs in its place. None for a program that nothing shares.
     """
-    programs = {} if key is None else _kept(key, dict)
 
-    def call(*inputs):
+    def __init__(self, fun: Callable, key: Hashable = None):
+        self._fun = fun
+        self._compiled: dict = {} if key is None else _kept(key, dict)
+
+    def __call__(self, *inputs: Any) -> Any:
+        made = self._for(inputs)
+        if made.compiling is not None:
+            made.compiling.join()
+        return made.program(made.constants, jax.tree.leaves(inputs))
+
+    def shapes(self, *inputs: Any) -> Any:
+        """Return the shapes and types of what it returns; nothing runs."""
+        return self._for(inputs).shapes
+
+    def compile_ahead(self, *inputs: Any) -> Any:
+        """Compile in a thread while the caller goes on, and return `shapes`.
+
+        Args:
+            inputs: of the program, or their shapes and types.
+        """
+        made = self._for(inputs)
+        if made.compiling is None:
+            lowered = made.program.lower(made.constants, jax.tree.leaves(inputs))
+
+            def compile_():
+                # what goes wrong here goes wrong again where the program is called
+                with suppress(Exception):
+                    lowered.compile()
+
+            made.compiling = Thread(target=compile_, daemon=True)
+            made.compiling.start()
+        return made.shapes
+
+    def _for(self, inputs: tuple) -> "_Compiled":
         leaves, treedef = jax.tree.flatten(inputs)
         kind = (_settings(), treedef, *map(jax.typeof, leaves))
-        if kind not in programs:
-            programs[kind] = _compiled(fun, inputs)
-        program, constants = programs[kind]
-        return program(constants, leaves)
-
-    return call
+        if kind not in self._compiled:
+            self._compiled[kind] = _trace(self._fun, inputs)
+        return self._compiled[kind]
 
 
-def _compiled(fun: Callable, inputs: tuple) -> tuple[Callable, list]:
-    """Return a program, and the arrays that it takes before its inputs."""
+def jitted(fun: Callable, key: Hashable = None) -> Program:
+    """Return `jax.jit(fun)` with the arrays that `fun` closes over as arguments."""
+    return Program(fun, key)
+
+
+@dataclass
+class _Compiled:
+    """A program for inputs of some shapes, the arrays that it takes before them, the
+    shapes of what it returns, and the thread that compiles it, if any."""
+
+    program: Any
+    constants: list
+    shapes: Any
+    compiling: Thread | None = None
+
+
+def _trace(fun: Callable, inputs: tuple) -> _Compiled:
     closed, shapes = jax.make_jaxpr(fun, return_shape=True)(*inputs)
     structure = jax.tree.structure(shapes)
 
@@ -82,10 +128,10 @@ def _compiled(fun: Callable, inputs: tuple) -> tuple[Callable, list]:
         return jax.tree.unflatten(structure, results)
 
     run.__name__ = getattr(fun, "__name__", "run")
-    same = digest(closed.jaxpr, [])
-    if same is None:
-        return jax.jit(run), closed.consts
-    return _kept((_settings(), same, structure), lambda: jax.jit(run)), closed.consts
+    same, program = digest(closed.jaxpr, []), jax.jit(run)
+    if same is not None:
+        program = _kept((_settings(), same, structure), lambda: program)
+    return _Compiled(program, closed.consts, shapes)
 
 
 def _kept(key: Hashable, make: Callable[[], Any]) -> Any:

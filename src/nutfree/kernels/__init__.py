@@ -7,6 +7,7 @@ BUILTIN = (
     "langevin.mala",
     "blackjax",
     "ensemble.ensemble",
+    "ensemble.follmer",
     "sgld.sgld",
     "sgld.psgld",
     "sgld.sghmc",

@@ -1,251 +1,218 @@
-"""Ensemble Föllmer sampler: for posteriors that can be evaluated, not differentiated.
+"""Independent proposals of a fitted mixture, and moves by an ensemble's differences.
 
-Reference: Riel and Bischoff, Gradient-Free Score-Based Sampling Methods with Ensembles,
-arXiv 2401.17539; the drift is that of `nutfree.kernels.ensemble.follmer`,
+For posteriors that can be evaluated, not differentiated. A pilot fits a mixture q of
+Student-t components by tempered adaptive importance sampling
+(`nutfree.kernels.ensemble.tempering`), and keeps an archive of points drawn by the
+weights. Both are then frozen, and every step is Metropolis-Hastings, with one proposal:
 
-    dY = b(Y, t) dt + dW,   b(y, t) = E[z f(y + sqrt(1-t) z)] / (sqrt(1-t) E f(..)),
+- with probability `global_probability`, x' from q, accepted with probability
+  min(1, pi(x') q(x) / (pi(x) q(x')));
+- else by differential evolution or a snooker update (`nutfree.kernels.ensemble.moves`).
 
-with one node a particle and all nodes shared by all particles. Three things differ from
-the paper. The nodes are weighted against the mixture that they were drawn from. The
-path ends before t = 1, while a few nodes still carry each particle's weights, by a draw
-of Y_1 given Y_t. `num_refresh` Metropolis steps on the posterior follow (0 for the path
-alone). The bias is of order 1/N; N is also the number of time steps. A transition takes
-no gradients and N density evaluations: it moves the next ensemble on by one step, and
-emits one member of the ensemble before.
+Where q does not reach the posterior, as in high dimension, an ensemble moved by its own
+differences makes the archive, and all steps are of the second kind.
+
+References: Cappe, Douc, Guillin, Marin and Robert, Statistics and Computing 18, 2008;
+ter Braak, ibid. 16, 2006; ter Braak and Vrugt, ibid. 18, 2008; Tierney, Annals of
+Statistics 22, 1994.
+
+Exact. `num_steps` density evaluations per transition, one where q is accepted often.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
-from nutfree.errors import InvalidOption
 from nutfree.facts import no_gradient
-from nutfree.kernels.ensemble.particles import Ensemble, advance, no_ensemble
-from nutfree.kernels.ensemble.reference import fit_reference, moments, reference
+from nutfree.kernels.ensemble.moves import Ensemble, follow, propose, sweep
+from nutfree.kernels.ensemble.student import draw, log_density
+from nutfree.kernels.ensemble.tempering import (
+    Fit,
+    finite_or_zero_density,
+    fit_tempered,
+    start_mixture,
+)
 from nutfree.numerics.evaluation import flatten, select
 from nutfree.registry import KernelSpec, option
 from nutfree.target import Position
 from nutfree.warmup import AdaptationState, Warmup
 
-#: Effective share of the nodes from which on the path goes on.
-PATH_ESS = 0.05
-#: Effective share below which an ensemble is no sample of the posterior.
-COLLAPSED_ESS = 0.02
-#: Time at which the path ends at the latest.
-LATEST_END = 0.95
-#: Ensembles that the pilot's fit counts for in the average of their moments.
-PILOT_COUNT = 4
+#: Coordinates up to which a mixture is fitted.
+MAX_MIXTURE_DIM = 40
+#: Components and coordinates multiply to at most so much; more have too few points.
+MAX_COMPONENTS_TIMES_DIM = 240
+#: Acceptance of q from which on a transition is a single step.
+GOOD_ACCEPTANCE = 0.2
+#: Acceptance of q below which it is not proposed.
+LEAST_ACCEPTANCE = 0.02
+#: Sweeps of the ensemble where q fails: a first part, and one for each coordinate.
+NUM_SWEEPS, SWEEPS_PER_DIM = 100, 4
+#: Transitions over which the step size comes to rest.
+GAIN_STEPS = 20.0
 
 
 @dataclass(frozen=True)
 class Options:
+    num_steps: int | None = option(
+        None, "Metropolis steps, of one evaluation each, a transition", ge=1, tuned=True
+    )
+    global_probability: float | None = option(
+        None, "share of the steps that propose from the mixture", ge=0, le=1, tuned=True
+    )
+    step_size: float | None = option(
+        None, "size of differences, relative to 2.38 / sqrt(2 d)", gt=0, tuned=True
+    )
+    num_components: int = option(24, "components of the mixture, at most", ge=1)
+    num_pilot_draws: int = option(4096, "draws a round of fitting the mixture", ge=32)
+    max_pilot_rounds: int = option(40, "rounds of fitting the mixture", ge=1)
     num_particles: int = option(
-        128, "particles, steps of an ensemble, and evaluations a draw", ge=8
+        256, "points of the archive, at least two a coordinate", ge=16
     )
-    num_refresh: int | None = option(
-        None,
-        "Metropolis steps that end an ensemble, by default half of its steps; 0 for "
-        "the path alone",
-        ge=0,
-    )
-    end_time: float | None = option(
-        None, "time at which the path draws its end", ge=0, lt=1, tuned=True
-    )
-    num_pilot_draws: int = option(512, "draws a round of fitting the reference", ge=16)
-    max_pilot_rounds: int = option(40, "rounds of fitting the reference", ge=1)
 
 
 class EnsembleState(NamedTuple):
-    """The draw, the ensemble that it is from, and the next one on its way.
-
-    `step` is both the member emitted next and the step that the next ensemble takes
-    next; -1 before the first transition. On the path `moving` is in the coordinates
-    of the reference, then in the target's.
-    """
+    """The draw, its log density, and log q there."""
 
     position: Position
     logdensity: jax.Array
-    finished: Ensemble
-    moving: Ensemble
-    step: jax.Array
+    log_proposal: jax.Array
 
 
 class EnsembleInfo(NamedTuple):
-    """Smallest effective share of the weights on the emitted ensemble's path.
+    """What the steps of a transition came to.
 
-    Divergent if that is below 0.02: then the ensemble is no sample of the posterior.
+    acceptance_rate
+        Mean over the steps.
+    local_rate
+        Of the steps by scaled differences; NaN where there were none.
+    log_importance
+        log pi - log q at the draw.
+    proposal_log_importance
+        The same at the last draw of q, -inf where pi is zero or not finite; NaN where
+        none was made.
+    num_not_finite
+        Evaluations that were NaN or +inf; each is a rejection.
     """
 
-    weight_ess: jax.Array
-    is_divergent: jax.Array
+    acceptance_rate: jax.Array
+    local_rate: jax.Array
+    log_importance: jax.Array
+    proposal_log_importance: jax.Array
+    num_not_finite: jax.Array
     num_density_evals: jax.Array
 
 
-class ReferenceFit(NamedTuple):
-    """Mean of the references so far, and the number of ensembles they count for."""
-
-    center: jax.Array
-    covariance: jax.Array
-    num_ensembles: jax.Array
-
-
 def init(position, logdensity_fn, rng_key=None, options=Options()) -> EnsembleState:
-    """Return a state without an ensemble; the first transition takes it from params."""
-    del rng_key
-    none = no_ensemble(options.num_particles, ravel_pytree(position)[0])
-    return EnsembleState(position, logdensity_fn(position), none, none, jnp.asarray(-1))
+    """Return a state whose `log_proposal`, NaN, the first transition finds."""
+    del rng_key, options
+    logdensity = jnp.asarray(logdensity_fn(position))
+    return EnsembleState(position, logdensity, jnp.full_like(logdensity, jnp.nan))
 
 
-def _last_of_path(options: Options) -> int:
-    """The last step of the path; unless the user says, half of the steps follow it."""
-    num_particles, num_refresh = options.num_particles, options.num_refresh
-    if num_refresh is None:
-        num_refresh = num_particles // 2
-    if num_refresh > num_particles - 2:
-        raise InvalidOption(
-            f"Option 'num_refresh' of the kernel 'ensemble' is {num_refresh}; write at "
-            f"most num_particles - 2, here {num_particles - 2}: an ensemble takes as "
-            "many steps as it has particles."
-        )
-    return num_particles - 1 - num_refresh
-
-
-def build_kernel(options=Options()) -> Callable:
+def build_kernel(options=Options()):
     """Return `kernel(rng_key, state, logdensity_fn, **params)`.
 
-    `end_time` is where the path ends; `center`, `(d,)`, and `scale`, `(d, d)`, are the
-    reference; `ensemble` is the first `Ensemble` that draws are taken from.
+    `mixture` is q, `archive`, `(M, d)`, has the points whose differences are proposed,
+    times `step_size`; `num_steps` and `global_probability` are as in `Options`.
     """
-    last = _last_of_path(options)
+    del options
 
     def kernel(
-        rng_key, state, logdensity_fn, center, scale, end_time, ensemble
+        rng_key,
+        state,
+        logdensity_fn,
+        mixture,
+        archive,
+        step_size,
+        global_probability,
+        num_steps,
     ) -> tuple[EnsembleState, EnsembleInfo]:
         x, logdensity, unravel = flatten(state.position, logdensity_fn)
-        finished = select(state.step < 0, ensemble, state.finished)
-        step = jnp.maximum(state.step, 0)
-        advanced = advance(
-            rng_key,
-            logdensity,
-            state.moving,
-            finished.particles,
-            step,
-            last,
-            center=center,
-            scale=scale,
-            end_time=end_time,
+
+        def log_q(x):
+            return log_density(mixture, x[None])[0].astype(x.dtype)
+
+        def step(i, carry):
+            x, value, at_x, info = carry
+            keys = jax.random.split(jax.random.fold_in(rng_key, i), 4)
+            is_global = jax.random.uniform(keys[0]) < global_probability
+            local = propose(keys[1], x, archive, step_size)
+            y = jnp.where(is_global, draw(keys[2], mixture), local.x)
+            raw = jnp.asarray(logdensity(y), value.dtype)
+            new, at_y = finite_or_zero_density(raw), log_q(y)
+            change = jnp.where(is_global, at_x - at_y, local.log_jacobian)
+            log_ratio = new - value + change
+            usable = jnp.isfinite(new) & ~jnp.isnan(log_ratio)
+            rate = jnp.where(usable, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
+            accepted = jax.random.uniform(keys[3]) < rate
+            x, value, at_x = select(accepted, (y, new, at_y), (x, value, at_x))
+            is_scaled = ~is_global & local.is_scaled
+            info = EnsembleInfo(
+                info.acceptance_rate + rate,
+                jnp.where(is_scaled, rate, info.local_rate).astype(value.dtype),
+                value - at_x,
+                jnp.where(is_global, new - at_y, info.proposal_log_importance),
+                info.num_not_finite + (jnp.isnan(raw) | jnp.isposinf(raw)),
+                info.num_density_evals + 1,
+            )
+            return x, value, at_x, info
+
+        value = jnp.asarray(state.logdensity)
+        none, zero = jnp.full_like(value, jnp.nan), jnp.asarray(0)
+        at_x = jnp.where(jnp.isnan(state.log_proposal), log_q(x), state.log_proposal)
+        at_x = at_x.astype(value.dtype)
+        info = EnsembleInfo(jnp.zeros_like(value), none, none, none, zero, zero)
+        x, value, at_x, info = jax.lax.fori_loop(
+            0, num_steps, step, (x, value, at_x, info)
         )
-        drawn, value = finished.particles[step], finished.logdensity[step]
-        finite = jnp.isfinite(value)
-        step = step + 1
-        full = step == options.num_particles
-        none = no_ensemble(options.num_particles, x)
-        new = EnsembleState(
-            unravel(jnp.where(finite, drawn, x)),
-            jnp.where(finite, value, state.logdensity),
-            select(full, advanced.ensemble, finished),
-            select(full, none, advanced.ensemble),
-            jnp.where(full, 0, step),
-        )
-        info = EnsembleInfo(
-            finished.weight_ess,
-            finished.weight_ess < COLLAPSED_ESS,
-            advanced.num_density_evals,
-        )
-        return new, info
+        rate = info.acceptance_rate / num_steps
+        info = info._replace(acceptance_rate=rate.astype(value.dtype))
+        return EnsembleState(unravel(x), value, at_x), info
 
     return kernel
 
 
-class Run(NamedTuple):
-    """A whole ensemble, the last time at which its weights were sound, and costs."""
-
-    ensemble: Ensemble
-    sound_until: jax.Array
-    num_density_evals: jax.Array
-
-
-def _run(rng_key, x, logdensity, num_particles: int, last, params) -> Run:
-    """Take an ensemble all its way."""
-
-    def body(carry, inputs):
-        ensemble, directions, total = carry
-        step, key = inputs
-        advanced = advance(key, logdensity, ensemble, directions, step, last, **params)
-        ensemble, total = advanced.ensemble, total + advanced.num_density_evals
-        # without an earlier ensemble the differences are those at the end of the path
-        directions = jnp.where(step == last, ensemble.particles, directions)
-        return (ensemble, directions, total), advanced.weight_ess
-
-    steps = jnp.arange(num_particles)
-    keys = jax.random.split(rng_key, num_particles)
-    none = no_ensemble(num_particles, x)
-    start = (none, none.particles, jnp.asarray(0))
-    (ensemble, _, total), shares = jax.lax.scan(body, start, (steps, keys))
-    num_sound = jnp.sum(jnp.cumprod(shares >= PATH_ESS))
-    sound_until = params["end_time"] * jnp.maximum(num_sound - 1, 0) / last
-    return Run(ensemble, sound_until.astype(x.dtype), total)
-
-
 def warmup(options=Options()) -> Warmup:
-    """Fit the reference, choose where the path ends, and run the first ensemble.
+    """Fit the mixture and make the archive; the transitions tune `step_size`."""
 
-    During warm-up the reference becomes the mean over the ensembles so far.
-    """
-    num_particles, last = options.num_particles, _last_of_path(options)
-
-    def init(rng_key, position, target, num_steps) -> AdaptationState:
-        del num_steps
+    def init(rng_key, position, target, num_transitions) -> AdaptationState:
+        del num_transitions
         x, logdensity, unravel = flatten(position, target)
-        fit_key, run_key = jax.random.split(rng_key)
-        center, covariance, num_fit = fit_reference(
-            fit_key, position, target, options.num_pilot_draws, options.max_pilot_rounds
+        base_key, fit_key, sweep_key = jax.random.split(rng_key, 3)
+        d = x.size
+        num_components = min(options.num_components, MAX_COMPONENTS_TIMES_DIM // d)
+        base = start_mixture(base_key, x, target, max(num_components, 1))
+        num_particles = max(options.num_particles, 2 * d) // 2 * 2
+        found = fit_tempered(
+            fit_key,
+            base,
+            logdensity,
+            num_draws=options.num_pilot_draws if d <= MAX_MIXTURE_DIM else 32,
+            max_rounds=options.max_pilot_rounds if d <= MAX_MIXTURE_DIM else 1,
+            num_particles=num_particles,
         )
-        gaussian = reference(center, covariance)._asdict()
-
-        def run_to(end_time, inputs):
-            key, last = inputs
-            params = {**gaussian, "end_time": end_time}
-            run = _run(key, x, logdensity, num_particles, last, params)
-            return run.sound_until, (run, end_time)
-
-        # the path alone to see how far it goes, then the first ensemble: a loop of
-        # two, which is compiled once
-        lasts = jnp.asarray([num_particles - 1, last])
-        inputs = (jax.random.split(run_key), lasts)
-        _, both = jax.lax.scan(run_to, jnp.asarray(LATEST_END, x.dtype), inputs)
-        (run, end_time) = jax.tree.map(lambda leaf: leaf[1], both)
-        first = run.ensemble
-        best = jnp.argmax(first.logdensity)
-        finite = jnp.isfinite(first.logdensity[best])
+        is_good = (found.temperature >= 1) & (found.acceptance >= LEAST_ACCEPTANCE)
+        ensemble = _moved(sweep_key, x, logdensity, found, is_good)
+        params = _params(found, is_good, ensemble, d)
+        first = jnp.argmax(jnp.isfinite(ensemble.logdensity))
+        start = jnp.where(jnp.any(jnp.isfinite(ensemble.logdensity)), 1, 0)
+        position = unravel(jnp.where(start, ensemble.particles[first], x))
+        spent = found.num_density_evals + ensemble.num_density_evals
         return AdaptationState(
-            {**gaussian, "end_time": end_time, "ensemble": first},
-            unravel(jnp.where(finite, first.particles[best], x)),
-            num_density_evals=num_fit + jnp.sum(both[0].num_density_evals),
-            inner=ReferenceFit(center, covariance, jnp.asarray(PILOT_COUNT)),
+            params, position, num_density_evals=spent, inner=jnp.asarray(0)
         )
 
     def update(adapt_state, state, info) -> AdaptationState:
-        """Only where a new ensemble has just begun: on its way the reference stays."""
-        del info
-        center, covariance, count = adapt_state.inner
-        n = state.finished.particles.shape[0]
-        weights = jnp.full(n, 1 / n, center.dtype)
-        sound = state.finished.weight_ess >= COLLAPSED_ESS
-        new = moments(state.finished.particles, weights)
-        use = (state.step == 0) & sound & jnp.all(jnp.isfinite(new[1]))
-        center, covariance = (
-            jnp.where(use, old + (fresh - old) / (count + 1), old)
-            for fresh, old in zip(new, (center, covariance))
-        )
-        changed = reference(center, covariance)._asdict()
-        params = select(use, {**adapt_state.params, **changed}, adapt_state.params)
-        inner = ReferenceFit(center, covariance, count + use)
-        return adapt_state._replace(params=params, inner=inner)
+        del state
+        step_size = adapt_state.params["step_size"]
+        gain = 1 / (1 + adapt_state.inner / GAIN_STEPS)
+        seen = ~jnp.isnan(info.local_rate)
+        new = follow(step_size, jnp.where(seen, info.local_rate, 0.0), gain)
+        step_size = jnp.where(seen, new, step_size)
+        params = {**adapt_state.params, "step_size": step_size}
+        return adapt_state._replace(params=params, inner=adapt_state.inner + seen)
 
     def final(adapt_state) -> dict[str, Any]:
         return adapt_state.params
@@ -253,21 +220,69 @@ def warmup(options=Options()) -> Warmup:
     return Warmup(init, update, final)
 
 
+def _moved(rng_key, x, logdensity, found: Fit, is_good) -> Ensemble:
+    """The particles as they are where q is good, else moved by their differences."""
+    lost = jnp.isneginf(found.logdensity)
+    particles = jnp.where(lost[:, None], x, found.particles)
+    num_sweeps = NUM_SWEEPS + SWEEPS_PER_DIM * x.size
+
+    def density(x):
+        return finite_or_zero_density(logdensity(x))
+
+    one = jnp.ones((), x.dtype)
+    ensemble = Ensemble(particles, found.logdensity, one, jnp.asarray(0))
+    return jax.lax.fori_loop(
+        0,
+        jnp.where(is_good, 0, num_sweeps),
+        lambda i, e: sweep(jax.random.fold_in(rng_key, i), density, e),
+        ensemble,
+    )
+
+
+def _params(found: Fit, is_good, ensemble: Ensemble, d: int) -> dict[str, Any]:
+    dtype = ensemble.particles.dtype
+    # a step of q is worth its acceptance, one by differences about a third of 1 / d
+    share = found.acceptance / (found.acceptance + 0.33 / d)
+    share = jnp.where(is_good, jnp.clip(share, 0.1, 0.9), 0.0)
+    is_single = is_good & (found.acceptance >= GOOD_ACCEPTANCE)
+    return {
+        "mixture": found.mixture,
+        "archive": ensemble.particles,
+        "step_size": ensemble.step_size,
+        "global_probability": share.astype(dtype),
+        "num_steps": jnp.where(is_single, 1, max(4, d // 2)),
+    }
+
+
+def concerns(params: dict) -> list[str]:
+    """What the pilot says against the mixture, for the user to read."""
+    share = float(jnp.min(params["global_probability"]))
+    if share > 0:
+        return []
+    return [
+        "No mixture was found that covers the posterior, so that draws are made by "
+        "differences of an ensemble alone, which hardly move between modes, and no "
+        "evidence is given. Write a larger num_pilot_draws, or give the model a prior "
+        "that is as wide as its posterior."
+    ]
+
+
 SPEC = KernelSpec(
     name="ensemble",
     family="ensemble",
-    summary="Föllmer process of an ensemble, from density values alone",
-    paper="Riel and Bischoff, arXiv 2401.17539",
+    summary="exact: proposals of a mixture fitted by tempered importance sampling, and "
+    "an ensemble's differences; evidence",
+    paper="Cappe et al. 2008; ter Braak and Vrugt 2008",
     init=init,
     build_kernel=build_kernel,
     warmup=warmup,
     options=Options,
-    draws="ensemble",
+    draws="chain",
     suits=no_gradient,
-    guarantee="biased",
-    bias="the bias falls with num_particles; weight_ess says where the weights fail",
-    bias_order={"num_particles": -1},
-    gradients=lambda options, params, target: options.num_particles,
+    guarantee="exact",
+    gradients=lambda options, params, target: params["num_steps"],
+    concerns=concerns,
+    collects=("log_importance", "proposal_log_importance", "num_not_finite"),
     uses_gradient=False,
     recommended=True,
 )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nutfree.kernels.ensemble.follmer import (
+from nutfree.kernels.ensemble.drift import (
     Weights,
     draw_nodes,
     ensemble_weights,

@@ -1,0 +1,195 @@
+"""A mixture of Student-t components, fitted to weighted points by EM.
+
+Component k has weight w_k, centre m_k, and scale matrix C_k = L_k L_k':
+
+    q(x) = sum_k w_k t_6(x; m_k, C_k).
+
+EM is that of Cappe, Douc, Guillin, Marin and Robert, Statistics and Computing 18, 2008,
+with n_0 = d + 1 points of the mean covariance within components added to each.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+#: Degrees of freedom; a whole number, so that chi-square is a sum of squares.
+DEGREES = 6
+#: Effective points below which a component is given up.
+MIN_POINTS = 2.0
+#: Steps of EM that choose among starts, and those of the chosen one.
+FIRST_STEPS, LAST_STEPS = 12, 8
+#: Jitter of a covariance, relative to its diagonal.
+JITTER = 1e-6
+
+
+class StudentMixture(NamedTuple):
+    """K components in d dimensions.
+
+    log_weight : (K,), -inf for a spare one.
+    center : (K, d).
+    root : (K, d, d), lower triangular L.
+    whitening : (K, d, d), the inverse of L.
+    log_det : (K,), log |L|.
+    """
+
+    log_weight: jax.Array
+    center: jax.Array
+    root: jax.Array
+    whitening: jax.Array
+    log_det: jax.Array
+
+
+def one_component(center, root, num_components: int) -> StudentMixture:
+    """One component of weight one; the others are spare."""
+    d = center.size
+    identity = jnp.eye(d, dtype=center.dtype)
+    whitening = jax.scipy.linalg.solve_triangular(root, identity, lower=True)
+    log_det = jnp.sum(jnp.log(jnp.diag(root)))
+    first = jnp.arange(num_components) == 0
+    log_weight = jnp.where(first, 0.0, -jnp.inf).astype(center.dtype)
+    same = (center, root, whitening, log_det)
+    return StudentMixture(
+        log_weight,
+        *(jnp.broadcast_to(leaf, (num_components, *leaf.shape)) for leaf in same),
+    )
+
+
+def draw(rng_key, mixture: StudentMixture) -> jax.Array:
+    """One draw, `(d,)`."""
+    which_key, normal_key, tail_key = jax.random.split(rng_key, 3)
+    k = jax.random.categorical(which_key, mixture.log_weight)
+    center, root = mixture.center[k], mixture.root[k]
+    z = jax.random.normal(normal_key, center.shape, center.dtype)
+    normals = jax.random.normal(tail_key, (DEGREES,), center.dtype)
+    return center + root @ z * jnp.sqrt(DEGREES / jnp.sum(normals**2))
+
+
+def log_density(mixture: StudentMixture, x: jax.Array) -> jax.Array:
+    """log q at points `(n, d)`, normalised; shape `(n,)`."""
+    return jax.nn.logsumexp(_components(mixture, x)[0], axis=1)
+
+
+def _components(mixture: StudentMixture, x) -> tuple[jax.Array, jax.Array]:
+    """Log density of each component, weight included, and squared distances, (n, K)."""
+    d = x.shape[1]
+    shift = jnp.einsum("kij,kj->ki", mixture.whitening, mixture.center)
+    z = jnp.einsum("kij,nj->nki", mixture.whitening, x) - shift
+    squares = jnp.sum(z**2, axis=-1)
+    half = 0.5 * (DEGREES + d)
+    constant = jax.scipy.special.gammaln(half) - jax.scipy.special.gammaln(DEGREES / 2)
+    constant = constant - 0.5 * d * jnp.log(DEGREES * jnp.pi)
+    tail = half * jnp.log1p(squares / DEGREES)
+    return mixture.log_weight - mixture.log_det + constant - tail, squares
+
+
+def fit(rng_key, current: StudentMixture, x, weights) -> StudentMixture:
+    """The mixture of points with weights that sum to one.
+
+    EM starts at one component, at points that lie apart (k-means++), and at `current`,
+    each on half of the points; the other half chooses among what these come to.
+
+    Args:
+        current: the mixture before; its shape is that of the result.
+        x: `(n, d)`.
+        weights: `(n,)`.
+    """
+    num_components = current.log_weight.size
+    first = jnp.arange(weights.size) % 2 == 0
+    seen, held_out = (_normalised(jnp.where(h, weights, 0)) for h in (first, ~first))
+    center, covariance = moments(x, seen)
+    root = jnp.linalg.cholesky(covariance)
+    alone = one_component(center, root, num_components)
+    apart = _apart(rng_key, x, seen, root, num_components)
+    starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), alone, apart, current)
+
+    def fitted(start):
+        end = _em(x, seen, start, covariance, FIRST_STEPS)
+        value = jnp.maximum(log_density(end, x), -1e6)
+        return end, jnp.sum(held_out * value)
+
+    ends, scores = jax.vmap(fitted)(starts)
+    best = jnp.argmax(jnp.nan_to_num(scores, nan=-jnp.inf))
+    chosen = jax.tree.map(lambda leaf: leaf[best], ends)
+    return _em(x, weights, chosen, moments(x, weights)[1], LAST_STEPS)
+
+
+def moments(x, weights) -> tuple[jax.Array, jax.Array]:
+    """Mean and covariance, shrunk to its diagonal where the points are few for it."""
+    center = weights @ x
+    centred = x - center
+    covariance = (weights[:, None] * centred).T @ centred
+    shrink = jnp.minimum(x.shape[1] ** 2 * jnp.sum(weights**2) ** 2, 1.0)
+    diagonal = jnp.diag(jnp.diag(covariance))
+    mixed = (1 - shrink) * covariance + (shrink + JITTER) * diagonal
+    tiny = jnp.finfo(x.dtype).tiny ** 0.5
+    return center, mixed + tiny * jnp.eye(x.shape[1], dtype=x.dtype)
+
+
+def _normalised(weights):
+    return weights / jnp.maximum(jnp.sum(weights), jnp.finfo(weights.dtype).tiny)
+
+
+def _apart(rng_key, x, weights, root, num_components: int) -> StudentMixture:
+    """Components of half the width at points far from each other, by k-means++."""
+    d = x.shape[1]
+    log_weight = jnp.log(weights)
+    y = jax.scipy.linalg.solve_triangular(root, x.T, lower=True).T
+
+    def pick(i, carry):
+        picked, nearest = carry
+        odds = log_weight + jnp.where(i == 0, 0.0, jnp.log(nearest))
+        j = jax.random.categorical(jax.random.fold_in(rng_key, i), odds)
+        distances = jnp.sum((y - y[j]) ** 2, axis=1)
+        return picked.at[i].set(j), jnp.minimum(nearest, distances)
+
+    start = (jnp.zeros(num_components, int), jnp.full(len(x), 1e10, x.dtype))
+    picked, _ = jax.lax.fori_loop(0, num_components, pick, start)
+    width = (0.5 * num_components ** (-2 / d)) ** 0.5
+    one = one_component(x[0], width * root, num_components)
+    even = jnp.full(num_components, -jnp.log(num_components), x.dtype)
+    return one._replace(log_weight=even, center=x[picked])
+
+
+def _em(x, weights, mixture, covariance, num_steps: int) -> StudentMixture:
+    d, effective = x.shape[1], 1 / jnp.sum(weights**2)
+    identity = jnp.eye(d, dtype=x.dtype)
+    prior_points = d + 1.0
+
+    def step(_, mixture: StudentMixture) -> StudentMixture:
+        logs, squares = _components(mixture, x)
+        shares = weights[:, None] * jax.nn.softmax(logs, axis=1)
+        pull = shares * (DEGREES + d) / (DEGREES + squares)
+        total, mass = jnp.sum(pull, axis=0), jnp.sum(shares, axis=0)
+        center = (pull.T @ x) / jnp.maximum(total, 1e-30)[:, None]
+
+        def scatter(pull, center):
+            centred = x - center
+            return (pull[:, None] * centred).T @ centred
+
+        scatters = jax.vmap(scatter, (1, 0))(pull, center)
+        points = effective * mass
+        alive = (points > MIN_POINTS) & jnp.isfinite(mixture.log_weight)
+        within = jnp.sum(jnp.where(alive[:, None, None], scatters, 0.0), axis=0)
+        within = within + 1e-4 * covariance
+        scale = effective * scatters + prior_points * within
+        scale = scale / (points + prior_points)[:, None, None]
+        root = jnp.linalg.cholesky(jnp.where(alive[:, None, None], scale, identity))
+        whitening = jax.vmap(
+            lambda r: jax.scipy.linalg.solve_triangular(r, identity, lower=True)
+        )(root)
+        alive = alive & jnp.all(jnp.isfinite(whitening), (1, 2))
+        log_weight = jnp.where(alive, jnp.log(jnp.maximum(mass, 1e-30)), -jnp.inf)
+        new = StudentMixture(
+            log_weight - jax.nn.logsumexp(log_weight),
+            jnp.where(alive[:, None], center, 0.0),
+            jnp.where(alive[:, None, None], root, identity),
+            jnp.where(alive[:, None, None], whitening, identity),
+            jnp.sum(jnp.log(jnp.diagonal(root, axis1=1, axis2=2)), axis=1) * alive,
+        )
+        usable = jnp.any(alive)
+        return jax.tree.map(
+            lambda n, o: jnp.where(usable, n, o).astype(o.dtype), new, mixture
+        )
+
+    return jax.lax.fori_loop(0, num_steps, step, mixture)

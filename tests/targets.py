@@ -18,10 +18,13 @@ NUM_ROWS, NUM_OWNERS = 12, 3
 SPECS = {n: s for n, s in registry.specs().items() if s.mcmc_kernel is None}
 #: One that moves by the density, by rows, by owners, by a split; an ensemble, and one
 #: of independent draws.
-KINDS = {"mala", "sgld", "fsgld", "rbmumla", "ensemble", "multalmc"}
+KINDS = {"mala", "sgld", "fsgld", "rbmumla", "follmer", "multalmc"}
 #: A pilot of thousands of transitions amplifies the last digit until nothing is alike,
 #: and where the log density is NaN it finds a step that a trajectory takes minutes of.
-SHORT_PILOT = {"blackjax.adjusted_mclmc": {"num_tuning_steps": 100}}
+SHORT_PILOT = {
+    "blackjax.adjusted_mclmc": {"num_tuning_steps": 100},
+    "ensemble": {"num_pilot_draws": 256, "max_pilot_rounds": 8, "num_components": 4},
+}
 
 
 def kernel_param(name: str, *rest, quick: bool = True):

@@ -48,7 +48,7 @@ AT_LEAST = {"sghmc", "sgnht", "blackjax.sgnht"}
 NOT_SEEN = {
     ("csgld", "num_steps"): "its two errors are of opposite sign, and cancel",
     ("blackjax.tempered_smc", "num_particles"): "its error is less than the noise",
-    ("ensemble", "num_particles"): "its reference is a Gaussian, and exact",
+    ("follmer", "num_particles"): "its reference is a Gaussian, and exact",
     ("ssgmcmc", "dropout"): "coordinates are independent, and nothing is left out",
 }
 

@@ -27,6 +27,10 @@ CHAINS = [
 EVERYWHERE = [name for name in CHAINS if "prior" not in SPECS[name].needs]
 #: Transitions between two draws: random walks mix slowly.
 THINNING = {"blackjax.rmh": 40, "mala": 10, "blackjax.mala": 10, "blackjax.barker": 10}
+#: What 800 pilots side by side have the memory for; an exact kernel is exact after any.
+PILOT = {
+    "ensemble": {"num_pilot_draws": 64, "max_pilot_rounds": 12, "num_components": 4}
+}
 
 NUM_RANKS = 15
 
@@ -76,7 +80,7 @@ def rank(name, frontends, key):
     target = (is_nonsmooth if split else is_smooth).build((truth["mu"] + noise,))
     if not split:
         target = replace(target, prior=prior)
-    kernel = nf.kernel(name, target)
+    kernel = nf.kernel(name, target, **PILOT.get(name, {}))
     kernel._num_warmup = 200
     start = {"mu": jnp.asarray(0.0), "sigma": jnp.asarray(0.0)}
     state = kernel._begin(target, chain_key, start_key, pilot_key, start)

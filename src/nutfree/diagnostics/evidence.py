@@ -45,7 +45,7 @@ def bridge(log_importance: ArrayLike, proposal_log_importance: ArrayLike) -> Bri
     Args:
         log_importance: log pi - log q at the draws of the chain, in order, `(n,)`.
         proposal_log_importance: the same at independent draws of q, any shape; -inf
-            where pi is zero.
+            where pi is zero, NaN where no draw was made.
 
     Example:
         >>> import numpy as np
@@ -59,7 +59,7 @@ def bridge(log_importance: ArrayLike, proposal_log_importance: ArrayLike) -> Bri
     at_draws = np.asarray(log_importance, float).ravel()
     at_proposals = np.asarray(proposal_log_importance, float).ravel()
     at_draws = at_draws[np.isfinite(at_draws)]
-    at_proposals = np.where(np.isnan(at_proposals), -np.inf, at_proposals)
+    at_proposals = at_proposals[~np.isnan(at_proposals)]
     if not len(at_draws) or not np.isfinite(at_proposals).any():
         return Bridge(np.nan, np.nan)
     middle = float(np.median(at_draws))
@@ -122,14 +122,19 @@ def pareto_k(proposal_log_importance: NDArray) -> float:
     posterior (Vehtari, Simpson, Gelman, Yao and Gabry, JMLR 25, 2024).
 
     Args:
-        proposal_log_importance: `(chains, draws, m)`.
+        proposal_log_importance: `(chains, draws, m)`; NaN where no draw was made.
+
+    Returns:
+        NaN for a chain whose proposal was never drawn from.
     """
     from arviz_stats.base import array_stats
 
     shapes = []
     for chain in proposal_log_importance:
         ratios = np.asarray(chain, float).ravel()
-        ratios = np.where(np.isnan(ratios), -np.inf, ratios)
+        ratios = ratios[~np.isnan(ratios)]
+        if not len(ratios):
+            return float("nan")
         finite = ratios[np.isfinite(ratios)]
         if len(finite) < 25:
             return float("inf")

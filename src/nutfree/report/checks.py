@@ -79,6 +79,7 @@ def judge_alone(
     checks += _mode_checks(shares, run.num_chains)
     checks += _search_checks(run, posterior, broken)
     checks += _proposal_checks(figures)
+    checks += _evaluation_checks(run)
     if num_runs == 1:
         said = "its shares of the modes against another run's"
         checks.append(Check("another run", NAN, NAN, "not checked", said))
@@ -259,6 +260,21 @@ def _proposal_checks(figures: Mapping[str, float]) -> list[Check]:
         row = ("predicted inflation", inflation, MAX_INFLATION, "caveat", said)
         checks.append(Check(*row))
     return checks
+
+
+def _evaluation_checks(run: Run) -> list[Check]:
+    """Of evaluations that were not finite, where the kernel counts them."""
+    if "num_not_finite" not in run.stats:
+        return []
+    count = float(run.stats["num_not_finite"].sum())
+    made = float(run.stats["num_density_evals"].sum())
+    if not count:
+        return [Check("evaluations", 0.0, 0.0, "fine")]
+    said = (
+        f"{count:,.0f} evaluations ({count / made:.1%}) were not finite, and the draws "
+        "are of the posterior without the places where that is so"
+    )
+    return [Check("evaluations", count, 0.0, "caveat", said)]
 
 
 def _power(moments: ScoreMoments | None, shares: Shares) -> str:

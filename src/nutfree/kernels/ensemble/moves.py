@@ -1,4 +1,4 @@
-"""Proposals from a frozen archive of points, and an ensemble that makes such an archive.
+"""Proposals from a frozen archive of points, and an ensemble that makes one.
 
 - Differential evolution, ter Braak, Statistics and Computing 16, 2006:
   x' = x + g (a - b) + noise, a and b of the archive; accepted on the ratio of pi.

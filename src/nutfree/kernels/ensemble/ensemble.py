@@ -42,7 +42,7 @@ from nutfree.warmup import AdaptationState, Warmup
 #: Coordinates up to which a mixture is fitted.
 MAX_MIXTURE_DIM = 40
 #: Components and coordinates multiply to at most so much; more have too few points.
-MAX_COMPONENTS_TIMES_DIM = 240
+MAX_COMPONENTS_TIMES_DIM = 192
 #: Acceptance of q from which on a transition is a single step.
 GOOD_ACCEPTANCE = 0.2
 #: Acceptance of q below which it is not proposed.

@@ -18,7 +18,7 @@ DEGREES = 6
 #: Effective points below which a component is given up.
 MIN_POINTS = 2.0
 #: Steps of EM that choose among starts, and those of the chosen one.
-FIRST_STEPS, LAST_STEPS = 12, 8
+FIRST_STEPS, LAST_STEPS = 8, 6
 #: Jitter of a covariance, relative to its diagonal.
 JITTER = 1e-6
 
@@ -95,17 +95,17 @@ def fit(rng_key, current: StudentMixture, x, weights) -> StudentMixture:
         weights: `(n,)`.
     """
     num_components = current.log_weight.size
-    first = jnp.arange(weights.size) % 2 == 0
-    seen, held_out = (_normalised(jnp.where(h, weights, 0)) for h in (first, ~first))
-    center, covariance = moments(x, seen)
+    held_x, held_out = x[1::2], weights[1::2]
+    seen_x, seen = x[::2], _normalised(weights[::2])
+    center, covariance = moments(seen_x, seen)
     root = jnp.linalg.cholesky(covariance)
     alone = one_component(center, root, num_components)
-    apart = _apart(rng_key, x, seen, root, num_components)
+    apart = _apart(rng_key, seen_x, seen, root, num_components)
     starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), alone, apart, current)
 
     def fitted(start):
-        end = _em(x, seen, start, covariance, FIRST_STEPS)
-        value = jnp.maximum(log_density(end, x), -1e6)
+        end = _em(seen_x, seen, start, covariance, FIRST_STEPS)
+        value = jnp.maximum(log_density(end, held_x), -1e6)
         return end, jnp.sum(held_out * value)
 
     ends, scores = jax.vmap(fitted)(starts)

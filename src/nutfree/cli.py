@@ -267,6 +267,7 @@ def compare(
     """Run several kernels on a model file and say which to use, and why."""
     with _plain_errors():
         from nutfree.report import compare as run
+        from nutfree.report.terminal import show
 
         names = [name.strip() for name in kernels.split(",") if name.strip()]
         if not names:
@@ -286,17 +287,7 @@ def compare(
             progress_bar=progress,
             **kwargs,
         )
-        shown = ["ess_bulk", "r_hat", "grad_evals", "seconds", "ksd", "ksd_floor"]
-        shown += ["mode_tv", "mode_tv_floor"]
-        heads = {"ess_bulk": "ESS", "r_hat": "R-hat", "grad_evals": "gradients"}
-        heads |= {"ksd": "KSD", "ksd_floor": "floor", "mode_tv": "modes"}
-        heads |= {"mode_tv_floor": "floor "}
-        _show(found.table[shown].rename(columns=heads).reset_index(), title=f"{file}")
-        if found.modes.shape[1] > 1:
-            _show(found.modes.reset_index(), title="share of the draws in each mode")
-        for name, verdict in found.table["verdict"].items():
-            console.print(f"{name}: {verdict}", markup=False)
-        console.print(found.recommendation, markup=False, style="bold")
+        show(found, console, title=str(file))
         if folder is not None:
             found.table.to_csv(folder / "table.csv")
             for name, tree in found.trees.items():

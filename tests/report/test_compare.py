@@ -1,5 +1,8 @@
 """Verdicts and recommendations, from runs made up to have one fault each."""
 
+import ast
+import html
+import re
 from importlib import import_module
 
 import numpyro
@@ -34,7 +37,31 @@ def test_table_has_a_row_per_kernel_and_a_verdict(comparison):
     assert comparison.table.loc["nuts", "verdict"].startswith("sound: an error of")
     assert "minibatch" in comparison.errors["sgld"]
     assert set(comparison.trees) == {"nuts", "<b>mala"}
-    assert comparison.recommendation in repr(comparison)
+    said = " ".join(repr(comparison).split())
+    assert said.startswith(comparison.recommendation)
+    assert "did not run" in said
+
+
+def test_it_fits_a_terminal_and_speaks_in_words(comparison):
+    lines = repr(comparison).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 24
+    assert not re.search(r"\de[+-]\d|ess_|_tv|ksd|…", repr(comparison))
+    for words in ("effective", "disagreement", "discrepancy", "R-hat"):
+        assert words in repr(comparison)
+
+
+def test_the_page_has_what_a_reader_needs_to_repeat_it(comparison, tmp_path):
+    page = comparison.to_html(tmp_path / "report.html").read_text()
+    order = ["Use nuts", "effective draws", "Model, data", "Parameters", "Every figure"]
+    places = [page.index(text) for text in order]
+    assert places == sorted(places)
+    code = html.unescape(re.search(r"<pre>(import.*?)</pre>", page, re.DOTALL)[1])
+    call = ast.parse(code).body[-1].value
+    said = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    assert said["num_samples"] == SHORT["num_samples"]
+    assert said["kernels"]["<b>mala"] == ("mala", {"step_size": 0.3})
+    assert not re.search(r"\de[+-]\d", page.split("<pre>")[0].split("<img")[0])
 
 
 def test_report_is_self_contained_and_escaped(comparison, tmp_path):
@@ -43,7 +70,7 @@ def test_report_is_self_contained_and_escaped(comparison, tmp_path):
     assert "&lt;b&gt;mala" in page
     assert "http://" not in page
     assert "https://" not in page
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 7
     assert "step_size 0." in page  # as mala found it
     assert "<b>mala" not in comparison._repr_html_()
 

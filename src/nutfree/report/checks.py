@@ -230,7 +230,7 @@ def _mode_checks(shares: Shares, num_chains: int) -> list[Check]:
     if num_chains < 2:
         return [Check(name, NAN, NAN, "not checked", "modes between chains (one)")]
     said = (
-        f"chains weigh the modes differently (TV {shares.tv:.2f}, exact chains stay "
+        f"chains weigh the modes differently (by {shares.tv:.2f}, exact chains stay "
         f"below {shares.limit:.2f})"
     )
     return [_limited(name, shares.tv, limit, said, "modes between chains")]

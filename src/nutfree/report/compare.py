@@ -3,7 +3,6 @@
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,9 @@ from nutfree.report.entries import (
 )
 from nutfree.report.findings import Findings
 from nutfree.report.judge import judge
+from nutfree.report.setup import describe
 from nutfree.report.verdict import Verdict, not_judged
+from nutfree.report.words import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,8 +60,6 @@ COLUMNS = (
     "log_evidence",
     "log_evidence_se",
 )
-#: Columns in which an empty cell is a check that was not made.
-CHECKED = ("r_hat", "ess_bulk", "ess_tail", "divergences", "ksd", "score_z", "mode_tv")
 #: A kernel within this factor of the fastest is as good: seconds are noisy.
 AS_GOOD = 0.9
 #: An exact kernel is preferred to a biased one that is faster by less than this.
@@ -86,34 +85,14 @@ class Comparison(Findings):
         return path
 
     def __repr__(self) -> str:
-        verdicts = "\n".join(f"{k}: {v}" for k, v in self.table["verdict"].items())
-        return (
-            f"{as_text(self.table).to_string()}\n\n{verdicts}\n\n{self.recommendation}"
-        )
+        from nutfree.report.terminal import as_text
+
+        return as_text(self)
 
     def _repr_html_(self) -> str:
-        from nutfree.report.html import table_html
+        from nutfree.report.html import at_a_glance
 
-        return f"<p><b>{escape(self.recommendation)}</b></p>{table_html(self.table)}"
-
-
-def as_text(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The figures for people to read: columns that nothing fills are left out, and a
-    check that was not made says so."""
-    ran = table["seconds"].notna() | table["ess_bulk"].notna()
-    shown = table.drop(columns="verdict")
-    shown = shown[[c for c in shown if shown[c].notna().any() or c in CHECKED]]
-
-    def cell(name: Any, column: str, value: float) -> str:
-        if value == value:
-            return f"{value:.3g}"
-        return "not checked" if column in CHECKED and ran[name] else ""
-
-    text = {
-        column: [cell(name, column, value) for name, value in shown[column].items()]
-        for column in shown
-    }
-    return type(table)(text, index=table.index)
+        return at_a_glance(self)
 
 
 @in_full_precision
@@ -243,6 +222,7 @@ def compare(
         options={name: options_of(entry) for name, entry in entries.items()},
         specs=specs,
         target=target,
+        setup=describe(model, args, kwargs, settings),
     )
 
 
@@ -291,11 +271,11 @@ def recommendation(
     time = sound[best]["seconds_to_400"]
     why = "nothing speaks against its draws"
     if time == time:
-        why += f", and 400 effective ones take {time:.3g} s"
+        why += f", and 400 effective ones take {number(time)} s"
     others = {name: value for name, value in cost.items() if name != best}
     if others and time == time:
         second = min(others, key=lambda name: others[name])
-        why += f" ({second}: {sound[second]['seconds_to_400']:.3g} s)"
+        why += f" ({second}: {number(sound[second]['seconds_to_400'])} s)"
     return best, " ".join([f"{best}: {why}.", *aside, *noted])
 
 

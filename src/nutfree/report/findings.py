@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nutfree import registry
+from nutfree.report.setup import Setup
 from nutfree.report.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Findings:
         options: by kernel, the options it ran with.
         specs: by kernel, what the registry knows of it.
         target: the posterior, for plots.
+        setup: the model, its data and the settings of the runs.
     """
 
     table: "pd.DataFrame"
@@ -38,6 +40,7 @@ class Findings:
     options: dict[str, dict[str, Any]] = field(repr=False)
     specs: dict[str, registry.KernelSpec] = field(repr=False)
     target: "Target" = field(repr=False)
+    setup: Setup = field(default_factory=Setup, repr=False)
 
     @property
     def modes(self) -> "pd.DataFrame":

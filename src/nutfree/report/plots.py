@@ -3,6 +3,7 @@
 Colours are those of Okabe and Ito, which colour-blind readers tell apart.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -47,14 +48,36 @@ def check_matplotlib() -> None:
 
 
 def blank_figure(width: float, height: float) -> "Figure":
-    """A figure that no window and no global list holds on to."""
+    """A figure that no window and no global list holds on to, and notebooks show."""
     check_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    class Picture(Figure):
+        """A figure that a notebook shows without `%matplotlib inline`."""
+
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", dpi=100)
+            return buffer.getvalue()
+
+    figure = Picture(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _legend_of_chains(figure: "Figure", chains: int) -> None:
+    from matplotlib.lines import Line2D
+
+    if not 1 < chains <= len(PALETTE):
+        return
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=color, label=f"chain {i + 1}")
+        for i, color in enumerate(PALETTE[:chains])
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False
+    )
 
 
 def tidy(axes: "Axes", *, grid: str | None = None) -> None:
@@ -118,6 +141,7 @@ def plot_draws(
             if logdensity_fn is not None:
                 _contours(axes, logdensity_fn)
         figure.suptitle(title, fontsize=11)
+        _legend_of_chains(figure, chains)
         return figure
     count = len(names)
     figure = blank_figure(2.1 * count, 2.1 * count)
@@ -140,6 +164,7 @@ def plot_draws(
     rest = len(scalars) - count
     more = f" (first {count} of {len(scalars)} parameters)" if rest else ""
     figure.suptitle(f"{title}{more}", fontsize=11)
+    _legend_of_chains(figure, chains)
     return figure
 
 

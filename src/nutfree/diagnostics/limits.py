@@ -19,8 +19,10 @@ MAX_DIVERGENT = 0.01
 #: Draws beyond this have squares that are infinite in single precision.
 OVERFLOW = 1.8e19
 
-#: Kernel Stein discrepancy over its floor; exact draws stay below 1 in 95 % of runs.
-MAX_KSD_RATIO = 1.5
+#: Kernel Stein discrepancy over its floor. Exact draws stay below 1 in 95 % of runs, and
+#: below this in 99.9 % even where one direction makes all of it (a chi-squared variable
+#: of one degree of freedom, whose quantiles are as 3.84 to 10.8 in squares).
+MAX_KSD_RATIO = 1.7
 #: Draws that enter the Stein discrepancy, at most.
 MAX_STEIN = 1000
 #: Probability that exact draws fail the score moments, over all coordinates together.

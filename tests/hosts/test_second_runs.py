@@ -169,3 +169,17 @@ def test_a_model_that_calls_back_to_python_shares_nothing():
 
     taken = analyse(model, (1.0,)).arguments((1.0,), {}, gradient=False)
     assert taken.key is None
+
+
+@pytest.mark.slow
+def test_checks_and_advice_on_other_data_compile_nothing():
+    def judged(seed):
+        kernel = nf.kernel("mala", regression)
+        tree = nf.sample(kernel, *data(seed), **SETTINGS, seed=seed)
+        nf.recommend(regression, *data(seed))
+        return nf.check(tree, regression, *data(seed))
+
+    judged(0)
+    with compilations() as found:
+        assert judged(1).sound
+    assert not found

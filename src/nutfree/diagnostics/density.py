@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from nutfree.numerics.programs import in_full_precision
+from nutfree.numerics.programs import in_full_precision, jitted
 
 #: Points of a call of the compiled program, and those evaluated side by side.
 CHUNK = 256
@@ -43,7 +43,7 @@ class Density:
                 return jax.value_and_grad(logdensity_fn)(x)
             return logdensity_fn(x), jnp.full_like(x, jnp.nan)
 
-        self._run = jax.jit(lambda xs: jax.lax.map(one, xs, batch_size=BATCH))
+        self._run = jitted(lambda xs: jax.lax.map(one, xs, batch_size=BATCH))
 
     @in_full_precision
     def __call__(self, points: NDArray) -> Values:

@@ -34,7 +34,7 @@ from nutfree.diagnostics.modes import (
     thin,
     total_variation,
 )
-from nutfree.numerics.programs import in_full_precision
+from nutfree.numerics.programs import in_full_precision, jitted
 
 __all__ = [
     "ModeAgreement",
@@ -84,7 +84,7 @@ def scores(draws: Any, logdensity_fn: LogDensity, *, batch_size: int = 64) -> ND
     def score(position: Any) -> jax.Array:
         return ravel_pytree(jax.grad(logdensity_fn)(position))[0]
 
-    evaluate = jax.jit(lambda xs: jax.lax.map(score, xs, batch_size=batch_size))
+    evaluate = jitted(lambda xs: jax.lax.map(score, xs, batch_size=batch_size))
     return np.asarray(evaluate(draws), dtype=np.float64)
 
 

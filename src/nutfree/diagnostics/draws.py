@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from numpy.typing import NDArray
 
 from nutfree.diagnostics.modes import thin
+from nutfree.numerics.programs import jitted
 from nutfree.target import Target
 
 
@@ -38,6 +39,6 @@ def unconstrained_draws(
         name: jnp.asarray(posterior[name.replace("/", ".")].values[:, keep])
         for name in target.position
     }
-    positions = jax.jit(jax.vmap(jax.vmap(target.unconstrain)))(values)
+    positions = jitted(jax.vmap(jax.vmap(target.unconstrain)))(values)
     ravel = jax.vmap(jax.vmap(lambda z: ravel_pytree(z)[0]))
     return positions, np.asarray(ravel(positions), dtype=np.float64)

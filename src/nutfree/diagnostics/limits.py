@@ -19,9 +19,9 @@ MAX_DIVERGENT = 0.01
 #: Draws beyond this have squares that are infinite in single precision.
 OVERFLOW = 1.8e19
 
-#: Kernel Stein discrepancy over its floor. Exact draws stay below 1 in 95 % of runs, and
-#: below this in 99.9 % even where one direction makes all of it (a chi-squared variable
-#: of one degree of freedom, whose quantiles are as 3.84 to 10.8 in squares).
+#: Kernel Stein discrepancy over its floor. Exact draws stay below 1 in 95 % of runs,
+#: and below this in 99.9 % even where one direction makes all of it: it is then the
+#: root of a chi-squared variable with one degree of freedom, (10.8 / 3.84)^(1/2).
 MAX_KSD_RATIO = 1.7
 #: Draws that enter the Stein discrepancy, at most.
 MAX_STEIN = 1000

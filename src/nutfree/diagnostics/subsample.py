@@ -25,7 +25,7 @@ from nutfree.minibatch.gradients import (
     flat_minibatch,
 )
 from nutfree.minibatch.sampling import draw_rows
-from nutfree.numerics.programs import in_full_precision
+from nutfree.numerics.programs import in_full_precision, jitted
 from nutfree.target import Minibatch, Target
 
 #: Rows of a score's batch, and of the subsample; from so many rows on, a comparison
@@ -41,7 +41,7 @@ def _at_centre(
     if centre is None:
         centre = x[np.isfinite(x).all(1)].mean(0)
     start = jnp.asarray(centre, dtype)
-    return jax.jit(lambda c: control_at(minibatch, c, 0.0)[0])(start)
+    return jitted(lambda c: control_at(minibatch, c, 0.0)[0])(start)
 
 
 @in_full_precision
@@ -79,7 +79,7 @@ def minibatch_scores(
         return control_variate(minibatch, rows, x, control, 0.0)[0]
 
     keys = jax.random.split(jax.random.key(seed), len(x))
-    run = jax.jit(lambda keys, xs: jax.lax.map(lambda kx: score(*kx), (keys, xs)))
+    run = jitted(lambda keys, xs: jax.lax.map(lambda kx: score(*kx), (keys, xs)))
     return np.asarray(run(keys, jnp.asarray(x, start.dtype)), np.float64)
 
 
@@ -113,7 +113,7 @@ def surrogate(
     def terms(x):
         return minibatch.terms(x, rows.indices)[1]
 
-    @jax.jit
+    @jitted
     def at_centre(c):
         return terms(c), scale * jax.grad(lambda c: jnp.sum(terms(c)))(c)
 

@@ -16,7 +16,7 @@ from nutfree.errors import InvalidOption, NoFiniteStart, UnknownKernel
 from nutfree.hosts import chain
 from nutfree.hosts.checks import refuse_model_options
 from nutfree.hosts.state import as_float
-from nutfree.numerics.programs import in_full_precision
+from nutfree.numerics.programs import in_full_precision, jitted
 from nutfree.registry import KernelSpec
 from nutfree.target import LogDensity, Target, as_target, require
 
@@ -197,7 +197,7 @@ class SamplingAPI:
             return end.kernel_state, end.adapt_state.params
 
         position = jax.tree.map(as_float, position)
-        state, params = jax.jit(run)(rng_key, position)
+        state, params = jitted(run)(rng_key, position)
         value = getattr(state, "logdensity", 0.0)
         if not isinstance(value, jax.core.Tracer) and not np.all(np.isfinite(value)):
             raise NoFiniteStart(

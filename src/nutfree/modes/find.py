@@ -16,6 +16,7 @@ from nutfree.modes.candidates import (
     principal,
 )
 from nutfree.modes.search import ARRIVED, Effort, search
+from nutfree.numerics.programs import jitted
 from nutfree.target import Position, Target
 
 __all__ = ["SeparateModes", "find_modes"]
@@ -118,7 +119,7 @@ def find_modes(
         laplace = (x, modes.log_mass + log_unit, jnp.sqrt(variance), covariance)
         return separate, laplace, spent
 
-    separate, laplace, spent = jax.jit(approximations)(jax.random.key(seed))
+    separate, laplace, spent = jitted(approximations)(jax.random.key(seed))
     order = np.argsort(-np.asarray(laplace[1]), kind="stable")
     kept = order[np.asarray(separate)[order]][: effort.num_modes]
     x, log_mass, sd, covariance = (np.asarray(part)[kept] for part in laplace)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from nutfree.numerics.programs import jitted
+
 #: How far, relative to its size, the Hessian may differ between points.
 TOLERANCE = 1e-3
 
@@ -28,9 +30,9 @@ def gaussian_moments(
     with jax.ensure_compile_time_eval():
         probe = np.random.default_rng(0).normal(size=(2, x.size))
         points = [x, *jnp.asarray(probe * np.array([[1.0], [3.0]]), x.dtype)]
-        hessian = jax.jit(jax.hessian(logdensity))
+        hessian = jitted(jax.hessian(logdensity))
         hessians = [np.asarray(hessian(p), float) for p in points]
-        grad = np.asarray(jax.jit(jax.grad(logdensity))(x), float)
+        grad = np.asarray(jitted(jax.grad(logdensity))(x), float)
     precision = -hessians[0]
     size = np.abs(precision).max()
     same = all(np.abs(h + precision).max() <= TOLERANCE * size for h in hessians)

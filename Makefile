@@ -10,13 +10,16 @@ WORKERS ?= 2
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 export TF_CPP_MIN_LOG_LEVEL := 3
 
-.PHONY: help install demo test test-all bench lint format notebooks clean
+.PHONY: help install demo test test-all bench docs pictures dist lint format notebooks clean
 
 help:
 	@echo "make demo       install, then compare kernels with NUTS on real posteriors"
 	@echo "make test       install, lint, and run the tests (7 to 9 minutes on two cores)"
 	@echo "make test-all   the long statistical runs too"
 	@echo "make bench      ratios against named peers, in quick form"
+	@echo "make docs       the documentation in site/, links checked"
+	@echo "make pictures   those of the documentation, made again"
+	@echo "make dist       a wheel in dist/"
 	@echo "make install    into $(VENV)"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     ruff format"
@@ -60,10 +63,20 @@ test-all: lint
 bench: install
 	$(BIN)/python benchmarks/run.py all --quick
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "The documentation: site/index.html"
+
+pictures: install
+	$(BIN)/python docs/make_pictures.py
+
+dist: install
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .mypy_cache build dist demo-output
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .mypy_cache build dist site demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

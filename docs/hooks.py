@@ -174,7 +174,7 @@ def _kernel(spec: registry.KernelSpec, module: Any) -> str:
     picture = ROOT / "docs" / "img" / "kernels" / f"{spec.name}.png"
     if picture.exists():
         lines += [f"![Draws of {spec.name}](../img/kernels/{picture.name})", ""]
-    lines += [_row("", ""), _row("---", "---"), *_facts(spec), ""]
+    lines += [_row("", spec.name), _row("---", "---"), *_facts(spec), ""]
     document = (module.__doc__ or "").strip() if module is not None else ""
     if document:
         lines += ["## The algorithm", "", _document(document), ""]

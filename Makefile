@@ -19,6 +19,7 @@ help:
 	@echo "make bench      ratios against named peers, in quick form"
 	@echo "make docs       the documentation in site/, links checked"
 	@echo "make pictures   those of the documentation, made again"
+	@echo "make notebooks  executed, and stored with their outputs"
 	@echo "make dist       a wheel in dist/"
 	@echo "make install    into $(VENV)"
 	@echo "make lint       ruff and mypy"
@@ -69,6 +70,9 @@ docs: install
 
 pictures: install
 	$(BIN)/python docs/make_pictures.py
+
+notebooks: install
+	$(BIN)/python docs/run_notebooks.py
 
 dist: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -1,9 +1,12 @@
-"""Every notebook runs from the first cell to the last, and is kept without output."""
+"""Every notebook runs from the first cell to the last, and is kept with its outputs."""
 
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
+
+import nutfree
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -32,9 +35,24 @@ def test_notebook_runs(path, in_the_repository):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_is_committed_without_output(path):
+def test_stored_outputs_are_whole_and_of_this_version(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert code
-    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    if all(cell.execution_count is None for cell in code):
+        assert not any(cell.outputs for cell in code)
+        return
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not any(output.output_type == "error" for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert notebook.metadata["nutfree"] == nutfree.__version__, "run make notebooks"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_equations_have_single_backslashes(path):
+    cells = nbformat.read(path, as_version=4).cells
+    text = "".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    for equation in re.findall(r"\$[^$]+\$", text):
+        assert "\\\\" not in equation

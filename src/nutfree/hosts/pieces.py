@@ -98,11 +98,12 @@ class PiecewiseMCMC(MCMC):
                 run.state, _ = jax.block_until_ready(piece(run.state, 0, 1))
                 run.progress.setup_seconds += time.perf_counter() - started
                 self._make(run, piece, size, signals)
+                self._finish(run)
+                bar.phase("judging")
         finally:
             bar.close()
             if self._kept is not None:
                 self._kept.close()
-        self._finish(run)
 
     def _make(self, run: Run, piece, size: int, signals: Interrupts) -> None:
         """Make what is still to be made, or as much as a signal leaves time for.

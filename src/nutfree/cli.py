@@ -177,6 +177,26 @@ def _save(tree: "xr.DataTree", name: str, out: Path) -> None:
     plot_draws(tree, title=name).savefig(out / f"{stem}_draws.png", dpi=120)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"nutfree {version('nutfree')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options_of_all(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version."
+        ),
+    ] = False,
+) -> None:
+    """MCMC kernels for the posteriors that NUTS is not made for."""
+
+
 @app.command("kernels")
 def list_kernels(
     markdown: Annotated[
@@ -224,13 +244,13 @@ def sample(
         folder = _directory(out) if out is not None else None
         tree = run(
             build(kernel, model, **options),
-            *args,
+            model_args=args,
+            model_kwargs=kwargs,
             num_warmup=num_warmup,
             num_samples=num_samples,
             num_chains=num_chains,
             seed=seed,
             progress_bar=progress,
-            **kwargs,
         )
         summary = arviz_stats.summary(tree, round_to="none")
         table = summary.rename_axis("parameter").reset_index()
@@ -278,14 +298,14 @@ def compare(
         folder = _directory(out) if out is not None else None
         found = run(
             model,
-            *args,
+            model_args=args,
+            model_kwargs=kwargs,
             kernels=names,
             num_warmup=num_warmup,
             num_samples=num_samples,
             num_chains=num_chains,
             seed=seed,
             progress_bar=progress,
-            **kwargs,
         )
         show(found, console, title=str(file))
         if folder is not None:
@@ -310,7 +330,14 @@ def recommend(
         from nutfree.report import recommend as run
 
         model, args, kwargs = _load(file)
-        _show(run(model, *args, seed=seed, all_kernels=everything, **kwargs))
+        found = run(
+            model,
+            model_args=args,
+            model_kwargs=kwargs,
+            seed=seed,
+            all_kernels=everything,
+        )
+        _show(found)
 
 
 def main() -> None:

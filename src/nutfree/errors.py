@@ -1,8 +1,10 @@
 """What can go wrong, each with what to write instead in its message."""
 
+import difflib
 import sysconfig
 import traceback
 import warnings
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -61,6 +63,21 @@ class UnsupportedModel(NutfreeError):
 
 class InvalidData(NutfreeError, ValueError):
     """The data are not finite, or their shapes disagree with the model."""
+
+
+def refuse_unknown(
+    where: str, unknown: Iterable[str], known: Iterable[str], rest: str = ""
+) -> None:
+    """Refuse arguments that a function does not have, with the nearest that it has.
+
+    Raises:
+        InvalidOption: for the first of them.
+    """
+    known = [name for name in known if name not in ("args", "kwargs", "unknown")]
+    for name in unknown:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else f"It has {', '.join(known)}."
+        raise InvalidOption(f"{where} has no argument '{name}'{rest}. {hint}")
 
 
 class NoFiniteStart(NutfreeError, RuntimeError):

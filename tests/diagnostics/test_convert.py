@@ -46,13 +46,18 @@ NUTS_FIELDS = ("num_steps", "potential_energy", "accept_prob", "adapt_state.step
 def nuts_tree():
     mcmc = run(NUTS(regression), Y, extra=NUTS_FIELDS)
     return to_arviz(
-        mcmc, prior=20, log_likelihood=True, seconds=1.5, warmup_grad_evals=100
+        mcmc,
+        prior=20,
+        log_likelihood=True,
+        attrs={"seconds": 1.5, "warmup_grad_evals": 100},
     )
 
 
 @pytest.fixture(scope="module")
 def mala_tree():
-    return to_arviz(run(host.kernel("mala", regression), Y), interrupted=True)
+    return to_arviz(
+        run(host.kernel("mala", regression), Y), attrs={"interrupted": True}
+    )
 
 
 def test_groups_and_arviz_names_of_nuts(nuts_tree):
@@ -170,3 +175,114 @@ def test_a_run_without_draws_is_refused():
     mcmc = MCMC(NUTS(regression), num_warmup=1, num_samples=1)
     with pytest.raises(ValueError, match="no draws"):
         to_arviz(mcmc)
+
+
+@pytest.fixture(scope="module")
+def full_tree():
+    """With all that ArviZ can ask for, of a run by `nutfree.sample`."""
+    import nutfree as nf
+
+    def model(x, y=None):
+        slope = numpyro.sample("slope", dist.Normal(0, 2))
+        with numpyro.plate("day", x.shape[0]):
+            numpyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+    x = np.linspace(-1, 1, 8, dtype=np.float32)
+    return nf.sample(
+        nf.kernel("nuts", model),
+        x,
+        x + np.float32(0.1),
+        num_warmup=50,
+        num_samples=100,
+        num_chains=2,
+        progress_bar=False,
+        coords={"day": np.arange(1, 9)},
+        log_likelihood=True,
+        prior=30,
+        posterior_predictive=True,
+        constant_data={"x": x},
+        dims={"x": ["day"]},
+    )
+
+
+def test_plates_are_dimensions_of_every_group(full_tree):
+    groups = {
+        "posterior_predictive": "y",
+        "prior_predictive": "y",
+        "log_likelihood": "y",
+        "observed_data": "y",
+        "constant_data": "x",
+    }
+    for group, name in groups.items():
+        assert full_tree[group][name].dims[-1] == "day"
+        np.testing.assert_array_equal(full_tree[group]["day"], np.arange(1, 9))
+    assert full_tree["log_prior"]["slope"].dims == ("chain", "draw")
+    x, y = (
+        full_tree[g][n] for g, n in (("constant_data", "x"), ("observed_data", "y"))
+    )
+    mean = full_tree["posterior"]["slope"] * x
+    by_hand = -0.5 * (y - mean) ** 2 - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(
+        full_tree["log_likelihood"]["y"],
+        by_hand.transpose("chain", "draw", "day"),
+        1e-4,
+    )
+    predicted = full_tree["posterior_predictive"]["y"] - mean
+    # five standard errors of 1,600 standard normals
+    assert abs(float(predicted.std()) - 1) < 5 / np.sqrt(2 * predicted.size)
+
+
+@pytest.mark.parametrize(
+    "what", ["loo", "plot_ppc_dist", "plot_loo_pit", "psense_summary", "plot_energy"]
+)
+def test_arviz_works_on_the_tree(what, full_tree):
+    import arviz
+
+    assert getattr(arviz, what)(full_tree) is not None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("log_likelyhood", "log_likelihood"),
+        ("cords", "coords"),
+        ("constant_dat", "constant_data"),
+        ("posterior_predicitve", "posterior_predictive"),
+    ],
+)
+def test_a_misspelt_argument_suggests_the_nearest(wrong, near):
+    import nutfree as nf
+
+    for call in (nf.to_arviz, nf.compare, nf.sample):
+        first = host.kernel("mala", regression) if call is nf.sample else regression
+        with pytest.raises(nf.InvalidOption, match=f"Did you mean '{near}'"):
+            call(first, **{wrong: True})
+    with pytest.raises(nf.InvalidOption, match="Did you mean 'all_kernels'"):
+        nf.recommend(regression, Y, all_kernel=True)
+
+
+def test_a_models_argument_called_like_a_setting_is_not_swallowed():
+    import nutfree as nf
+
+    def model(y, seed=3, thinning=1):
+        mean = numpyro.sample("mean", dist.Normal())
+        numpyro.deterministic("seen", jnp.asarray(float(seed + thinning)) + 0 * mean)
+        numpyro.sample("y", dist.Normal(mean, 1), obs=y)
+
+    kernel = host.kernel("nuts", model)
+    settings = {"num_warmup": 5, "num_samples": 5, "num_chains": 1}
+    with pytest.raises(nf.InvalidOption, match=r"model_kwargs=\{'seed': ...\}"):
+        nf.sample(kernel, Y, seed=100, **settings, progress_bar=False)
+    with pytest.raises(nf.InvalidOption, match="given twice"):
+        nf.sample(kernel, Y, model_kwargs={"seed": 1, "y": Y}, y=Y)
+    with pytest.raises(nf.InvalidOption, match="in two ways"):
+        nf.sample(kernel, Y, model_args=(Y,))
+    tree = nf.sample(
+        kernel,
+        model_args=(Y,),
+        model_kwargs={"seed": 40},
+        **settings,
+        seed=100,
+        progress_bar=False,
+    )
+    assert float(tree["posterior"]["seen"][0, 0]) == 41

@@ -9,14 +9,19 @@ import json
 import math
 from collections.abc import Mapping
 from importlib.metadata import version
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from numpyro import handlers
+from numpyro.handlers import uncondition
 from numpyro.infer import HMC, MCMC, Predictive
+from numpyro.infer.initialization import init_to_sample
+from numpyro.infer.util import compute_log_probs
 
 from nutfree.diagnostics.evidence import pooled_bridge
-from nutfree.errors import InvalidOption
+from nutfree.errors import InvalidOption, refuse_unknown
 from nutfree.frontends.handlers import full_data
 
 if TYPE_CHECKING:
@@ -30,31 +35,43 @@ def to_arviz(
     *,
     prior: dict[str, Any] | int | None = None,
     log_likelihood: bool = False,
+    posterior_predictive: dict[str, Any] | bool | None = None,
+    constant_data: dict[str, Any] | None = None,
     coords: dict[str, Any] | None = None,
     dims: dict[str, list[str]] | None = None,
-    **attrs: Any,
+    extra_event_dims: dict[str, list[str]] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+    **unknown: Any,
 ) -> "xr.DataTree":
     """Convert a finished NumPyro ``MCMC``, of any kernel, to an ArviZ ``DataTree``.
 
     Args:
         mcmc: a run whose draws are collected; an interrupted one gives what it has.
-        prior: prior draws to keep beside the posterior, or how many to draw.
-        log_likelihood: also evaluate the log likelihood of each observed site.
+        prior: prior draws to keep beside the posterior, or how many to draw, with
+            the observations that they predict.
+        log_likelihood: also evaluate the log likelihood of each observed site, and the
+            log prior of each latent one.
+        posterior_predictive: draws of the observed sites, or True to make one for
+            each draw of the posterior.
+        constant_data: what else the model was given, by name.
         coords: coordinate values by dimension.
         dims: dimension names by site; found from the model's plates when None.
-        **attrs: further attributes of ``sample_stats``, such as ``seconds``. Values are
+        extra_event_dims: names of further dimensions, by deterministic site.
+        attrs: further attributes of ``sample_stats``, such as ``seconds``. Values are
             turned into types that NetCDF and Zarr can hold.
 
     Returns:
-        A tree with groups posterior and sample_stats and, where the model has them,
-        observed_data, prior and log_likelihood. The posterior has the attributes
-        log_evidence and log_evidence_se where the kernel draws from a known proposal
-        too. ``sample_stats`` has attributes
+        A tree with groups posterior and sample_stats and, where the model has them or
+        they are asked for, observed_data, constant_data, prior, prior_predictive,
+        posterior_predictive, log_likelihood and log_prior. The posterior has the
+        attributes log_evidence and log_evidence_se where the kernel draws from a known
+        proposal too. ``sample_stats`` has attributes
         kernel, options (JSON), nutfree_version, and num_grad_evals and
         num_density_evals: totals over chains, warm-up included where it was counted.
 
     Raises:
-        InvalidOption: if it is no MCMC, or the run has no draws.
+        InvalidOption: if it is no MCMC, the run has no draws, or an argument is
+            misspelt.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -70,28 +87,47 @@ def to_arviz(
     from arviz_base.io_numpyro import NumPyroConverter
     from arviz_base.rcparams import rc_context
 
+    refuse_unknown("nutfree.to_arviz", unknown, signature(to_arviz).parameters)
+    attrs = dict(attrs or {})
     adapter = _adapter(mcmc)
-    if dims is None and adapter.model is not None:
-        dims = _fitting_dims(adapter)
+    has_model = adapter.model is not None
+    if has_model:
+        dims = {**_fitting_dims(adapter), **(dims or {})}
     if isinstance(prior, int):
-        prior = _prior_draws(adapter, prior)
+        prior = _prior_draws(adapter, prior) if has_model and prior else None
+    predicted = None
+    if isinstance(posterior_predictive, Mapping):
+        predicted = dict(posterior_predictive)
+    elif posterior_predictive and has_model:
+        predicted = _predicted(adapter)
     # ArviZ takes the logarithm of num_steps, which some kernels do not make
     quiet = np.errstate(divide="ignore", invalid="ignore")
     with rc_context(rc={"data.sample_dims": ["chain", "draw"]}), quiet:
         converter: Any = NumPyroConverter(
             posterior=adapter,
             prior=prior,
-            log_likelihood=log_likelihood and adapter.model is not None,
+            posterior_predictive=predicted or None,
+            constant_data=constant_data,
+            log_likelihood=log_likelihood and has_model,
             coords=coords,
             dims=dims,
             pred_dims={},
+            extra_event_dims=extra_event_dims,
         )
+        priors = converter.priors_to_xarray()
         groups = {
             "posterior": converter.posterior_to_xarray(),
             "sample_stats": converter.sample_stats_to_xarray(),
-            "prior": converter.priors_to_xarray()["prior"],
+            **priors,
+            "posterior_predictive": converter.posterior_predictive_to_xarray(),
             "log_likelihood": converter.log_likelihood_to_xarray(),
+            "log_prior": (
+                _log_prior(adapter, coords, dims)
+                if log_likelihood and has_model
+                else None
+            ),
             "observed_data": converter.observed_data_to_xarray(),
+            "constant_data": converter.constant_data_to_xarray(),
         }
     groups = {k: _plain_names(v) for k, v in groups.items() if v is not None}
     stats = groups["sample_stats"]
@@ -184,11 +220,60 @@ def _fitting_dims(adapter) -> dict[str, list[str]]:
 
 
 def _prior_draws(adapter, num: int) -> dict[str, Any]:
-    """Prior draws of the sites that the posterior has, with a leading chain axis."""
-    predictive = Predictive(adapter.model, num_samples=num)
+    """Prior draws and the observations they predict, with a leading chain axis."""
+    predictive = Predictive(uncondition(adapter.model), num_samples=num)
     draws = predictive(jax.random.key(0), *adapter._args, **adapter._kwargs)
-    wanted = adapter.get_samples()
+    wanted = {*adapter.get_samples(), *_observed(adapter)}
     return {k: np.asarray(v)[None] for k, v in draws.items() if k in wanted}
+
+
+def _predicted(adapter) -> dict[str, Any]:
+    """Observations predicted by each draw of the posterior."""
+    predictive = Predictive(
+        uncondition(adapter.model), adapter.get_samples(), batch_ndims=2
+    )
+    draws = predictive(jax.random.key(1), *adapter._args, **adapter._kwargs)
+    return {k: np.asarray(draws[k]) for k in _observed(adapter) if k in draws}
+
+
+def _observed(adapter) -> list[str]:
+    """The sites that are observed; a factor is none."""
+    seeded = handlers.substitute(
+        handlers.seed(adapter.model, 0), substitute_fn=init_to_sample
+    )
+    trace = handlers.trace(seeded).get_trace(*adapter._args, **adapter._kwargs)
+    return [
+        name
+        for name, site in trace.items()
+        if site["type"] == "sample" and site["is_observed"] and np.size(site["value"])
+    ]
+
+
+def _log_prior(adapter, coords, dims) -> "xr.Dataset":
+    """Log density of each latent site, at its own value, for every draw."""
+    from arviz_base import dict_to_dataset
+
+    names = set(adapter.get_samples())
+    seeded = handlers.seed(adapter.model, 0)
+
+    def one(values):
+        log_probs, trace = compute_log_probs(
+            seeded, adapter._args, adapter._kwargs, values, sum_log_prob=False
+        )
+        return {
+            name: value
+            for name, value in log_probs.items()
+            if name in names and not trace[name]["is_observed"]
+        }
+
+    found = jax.jit(jax.vmap(jax.vmap(one)))(adapter.get_samples())
+    found = {name: np.asarray(value) for name, value in found.items()}
+    fitting = {
+        name: names
+        for name, names in (dims or {}).items()
+        if name in found and found[name].ndim - 2 >= len(names)
+    }
+    return dict_to_dataset(found, coords=coords, dims=fitting, skip_event_dims=True)
 
 
 def _plain_names(dataset: "xr.Dataset") -> "xr.Dataset":

@@ -20,6 +20,7 @@ FIELDS = (
     "accept_prob",
     "num_steps",
     "adapt_state.step_size",
+    "energy",
 )
 
 

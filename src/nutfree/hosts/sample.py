@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,6 +14,7 @@ from nutfree.diagnostics.convergence import short_verdict
 from nutfree.errors import InvalidOption, NutfreeError, warn
 from nutfree.frontends.disk import DiskRows
 from nutfree.frontends.windows import find
+from nutfree.hosts.arguments import model_arguments
 from nutfree.hosts.checks import check_init_params, check_settings, explain
 from nutfree.hosts.interrupts import Interrupts
 from nutfree.hosts.numpyro import NutfreeKernel
@@ -75,13 +77,22 @@ def sample(
     progress_bar: bool = True,
     checkpoint: str | os.PathLike | None = None,
     draws_at_once: int = 1,
+    model_args: tuple | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    coords: dict[str, Any] | None = None,
+    dims: dict[str, list[str]] | None = None,
+    log_likelihood: bool = False,
+    prior: dict[str, Any] | int | None = None,
+    posterior_predictive: dict[str, Any] | bool | None = None,
+    constant_data: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> xarray.DataTree:
     """Run a kernel on its model and return the draws with their diagnostics.
 
     Args:
         kernel: from `nutfree.kernel`, or any NumPyro kernel, `NUTS` included.
-        *args, **kwargs: arguments of the model.
+        *args, **kwargs: arguments of the model. One that is called like a setting
+            is given as `model_kwargs={name: ...}`.
         num_warmup, num_samples, num_chains, thinning: as for NumPyro's `MCMC`.
         seed: of the random numbers.
         chain_method: "vectorized", "sequential" or "parallel"; by default what suits
@@ -97,6 +108,9 @@ def sample(
         draws_at_once: how many draws each chain makes side by side after warm-up, for
             a kernel whose draws are independent (`nutfree.kernels()`), on a device
             that is faster with more to do at once.
+        model_args, model_kwargs: arguments of the model, apart from the settings.
+        coords, dims, log_likelihood, prior, posterior_predictive, constant_data: for
+            ArviZ, see `nutfree.to_arviz`.
 
     Returns:
         An `xarray.DataTree` as `nutfree.to_arviz` makes it. Where draws are not finite,
@@ -123,6 +137,24 @@ def sample(
             f"The first argument is a {type(kernel).__name__}; pass a kernel, such as "
             'nutfree.kernel("multiscale", model).'
         )
+    args, kwargs = model_arguments(
+        sample,
+        kernel,
+        args,
+        kwargs,
+        model_args,
+        model_kwargs,
+        {
+            **{"num_warmup": num_warmup, "num_samples": num_samples, "seed": seed},
+            **{"num_chains": num_chains, "thinning": thinning, "prior": prior},
+            **{"chain_method": chain_method, "init_params": init_params},
+            **{"extra_fields": extra_fields, "progress_bar": progress_bar},
+            **{"checkpoint": checkpoint, "draws_at_once": draws_at_once},
+            **{"coords": coords, "dims": dims, "log_likelihood": log_likelihood},
+            **{"posterior_predictive": posterior_predictive},
+            "constant_data": constant_data,
+        },
+    )
     check_settings(
         num_warmup=num_warmup,
         num_samples=num_samples,
@@ -155,12 +187,20 @@ def sample(
         _run(mcmc, seed, args, kwargs, init_params, extra_fields)
         tree = to_arviz(
             mcmc,
-            seconds=mcmc.seconds,
-            interrupted=mcmc.interrupted,
-            warmup_grad_evals=mcmc.warmup_grad_evals,
-            seed=seed,
-            **mcmc.phases,
-            **mcmc.extra_attrs,
+            coords=coords,
+            dims=dims,
+            log_likelihood=log_likelihood,
+            prior=prior,
+            posterior_predictive=posterior_predictive,
+            constant_data=constant_data,
+            attrs={
+                "seconds": mcmc.seconds,
+                "interrupted": mcmc.interrupted,
+                "warmup_grad_evals": mcmc.warmup_grad_evals,
+                "seed": seed,
+                **mcmc.phases,
+                **mcmc.extra_attrs,
+            },
         )
         if streamed and "observed_data" in tree:
             del tree["observed_data"]  # some rows of many

@@ -112,6 +112,14 @@ def compare(
     executor: Any = None,
     timeout: float | None = None,
     checkpoint: str | Path | None = None,
+    model_args: tuple | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    coords: dict[str, Any] | None = None,
+    dims: dict[str, list[str]] | None = None,
+    log_likelihood: bool = False,
+    prior: dict[str, Any] | int | None = None,
+    posterior_predictive: bool | None = None,
+    constant_data: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Comparison:
     """Run several kernels on a model and say which to use, and why.
@@ -139,6 +147,8 @@ def compare(
         timeout: seconds that an executor's kernel may take; then its row says so.
         checkpoint: a folder. The same call goes on there where a crash or an interrupt
             ended it.
+        model_args, model_kwargs, coords, dims, log_likelihood, prior,
+            posterior_predictive, constant_data: as for ``nutfree.sample``.
 
     Returns:
         A :class:`Comparison`. A kernel that fails has a row with the reason, and its
@@ -161,8 +171,25 @@ def compare(
         'nuts'
     """
     from nutfree.frontends.numpyro import model_target
+    from nutfree.hosts.arguments import model_arguments
     from nutfree.hosts.checks import check_settings
 
+    settings: dict[str, Any] = {
+        "num_warmup": num_warmup,
+        "num_samples": num_samples,
+        "num_chains": num_chains,
+        "seed": seed,
+        "progress_bar": progress_bar,
+        "coords": coords,
+        "dims": dims,
+        "log_likelihood": log_likelihood,
+        "prior": prior,
+        "posterior_predictive": posterior_predictive,
+        "constant_data": constant_data,
+    }
+    args, kwargs = model_arguments(
+        compare, model, args, kwargs, model_args, model_kwargs, settings
+    )
     check_settings(
         num_warmup=num_warmup,
         num_samples=num_samples,
@@ -174,19 +201,17 @@ def compare(
         if not isinstance(entry, MCMCKernel):
             build(entry, model)  # an unknown name or option is refused before any run
     target = model_target(model, args, kwargs)
-    settings = {
-        "num_warmup": num_warmup,
-        "num_samples": num_samples,
-        "num_chains": num_chains,
-        "seed": seed,
-        "progress_bar": progress_bar,
-    }
     jobs = {
         name: (
             model,
             entry,
-            args,
-            {**kwargs, **settings, "checkpoint": folder_of(checkpoint, name)},
+            (),
+            {
+                **settings,
+                "model_args": args,
+                "model_kwargs": kwargs,
+                "checkpoint": folder_of(checkpoint, name),
+            },
         )
         for name, entry in entries.items()
     }

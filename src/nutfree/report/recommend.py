@@ -6,7 +6,7 @@ kinks, and whether descents from many starts end in separate modes. What a kerne
 good for is said by its spec.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nutfree import registry
@@ -28,6 +28,8 @@ def recommend(
     *args: Any,
     seed: int = 0,
     all_kernels: bool = False,
+    model_args: tuple | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> "pd.DataFrame":
     """Kernels for a model, most promising first, each with the reason.
@@ -41,6 +43,7 @@ def recommend(
         seed: of the probes' starting points.
         all_kernels: whether to list every kernel, also those that do not fit; by
             default the five that fit best.
+        model_args, model_kwargs: as for ``nutfree.sample``.
 
     Returns:
         A data frame with columns kernel, fits, why, needs_missing. A kernel that does
@@ -60,7 +63,12 @@ def recommend(
 
     from nutfree.frontends.hierarchy import centred_sites
     from nutfree.frontends.numpyro import model_target
+    from nutfree.hosts.arguments import model_arguments
 
+    settings = {"seed": seed, "all_kernels": all_kernels}
+    args, kwargs = model_arguments(
+        recommend, model, args, kwargs, model_args, model_kwargs, settings
+    )
     target = model_target(model, args, kwargs)
     facts = probe(target, centred=centred_sites(model, args, kwargs), seed=seed)
     rows = []

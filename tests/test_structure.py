@@ -31,6 +31,7 @@ FLOORS = (
     "diagnostics",
     "hosts",
     "report",
+    "cli_federated",
     "cli",
 )
 

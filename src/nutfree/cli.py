@@ -18,6 +18,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nutfree.cli_federated import federated_commands
+
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
@@ -63,6 +65,22 @@ def _plain_errors() -> Iterator[None]:
 
 def _load(path: Path) -> tuple[Any, tuple, dict[str, Any]]:
     """The model of a file, and the arguments its `data` returns."""
+    module = _module(path)
+    model = _function(module, "model", path, "a NumPyro model: def model(...): ...")
+    make = _function(
+        module, "data", path, "its arguments: def data(): return {'y': ...}"
+    )
+    with _users_code(path, "has a data() that fails"):
+        data = make()
+    if isinstance(data, dict):
+        return model, (), data
+    if isinstance(data, tuple | list):
+        return model, tuple(data), {}
+    return model, () if data is None else (data,), {}
+
+
+def _module(path: Path) -> ModuleType:
+    """The module that a file is."""
     if not path.is_file():
         raise _BadInput(f"There is no file '{path}'.")
     spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
@@ -77,17 +95,7 @@ def _load(path: Path) -> tuple[Any, tuple, dict[str, Any]]:
     sys.path[:0] = [str(folder), str(root)]
     with _users_code(path, "cannot be imported"):
         spec.loader.exec_module(module)
-    model = _function(module, "model", path, "a NumPyro model: def model(...): ...")
-    make = _function(
-        module, "data", path, "its arguments: def data(): return {'y': ...}"
-    )
-    with _users_code(path, "has a data() that fails"):
-        data = make()
-    if isinstance(data, dict):
-        return model, (), data
-    if isinstance(data, tuple | list):
-        return model, tuple(data), {}
-    return model, () if data is None else (data,), {}
+    return module
 
 
 @contextmanager
@@ -338,6 +346,9 @@ def recommend(
             all_kernels=everything,
         )
         _show(found)
+
+
+app.add_typer(federated_commands(_module, _options, _plain_errors), name="federated")
 
 
 def main() -> None:

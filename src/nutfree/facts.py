@@ -112,6 +112,13 @@ def several_owners(facts: Facts) -> Fit:
     return Fit(2.5, f"the data stay with their {facts.num_owners} owners")
 
 
+def federated_baseline(facts: Facts) -> Fit:
+    """The fit of a federated kernel that is off where owners differ."""
+    if facts.num_owners < 2:
+        return several_owners(facts)
+    return Fit(0.3, "a baseline: without surrogates it is off where owners differ")
+
+
 def non_smooth(facts: Facts) -> Fit:
     """The fit of a kernel that takes proximal steps."""
     if facts.non_smooth:

@@ -75,6 +75,8 @@ class KernelSpec:
             `nutfree.diagnostics.evidence`, and `predicted_inflation`.
         uses_gradient: False for a kernel that only evaluates the log density.
         recommended: True for the member that the family's name stands for.
+        scheme: `scheme(options, owners) -> who takes part in a round`, for a kernel of
+            several owners that can run where they are, see `nutfree.hosts.flower`.
         mcmc_kernel: a NumPyro `MCMCKernel` class where NumPyro has the kernel
             already; then the three functions are not needed.
     """
@@ -100,6 +102,7 @@ class KernelSpec:
     collects: tuple[str, ...] = ()
     uses_gradient: bool = True
     recommended: bool = False
+    scheme: Callable | None = None
     mcmc_kernel: Callable | None = None
 
     def checked(self, options: Mapping[str, Any]) -> Any:

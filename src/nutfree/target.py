@@ -133,6 +133,41 @@ class Split:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class OwnersAlike:
+    """What owners have in common whose log densities are one function of their data.
+
+    Args:
+        data: a pytree with a leading axis of owners; rows that an owner does not have
+            stand for any.
+        logdensity: `(position, the data of one owner) -> log density`.
+        terms: `(position, indices, the data of one owner)`, as that of `Minibatch`; or
+            None where rows cannot be asked for one by one.
+        num_data: rows of each owner, shape `(S,)`; or None without `terms`.
+        capacity: rows for which there is room, at least those of every owner.
+    """
+
+    data: Any
+    logdensity: Callable[[Position, Any], jax.Array]
+    terms: Callable[[Position, jax.Array, Any], tuple[jax.Array, jax.Array]] | None
+    num_data: jax.Array | None
+    capacity: int
+
+
+class Shards(tuple):
+    """One target per data owner; where owners are alike, `alike` says how.
+
+    A program that goes from owner to owner by `alike` does not grow with their number.
+    """
+
+    alike: OwnersAlike | None = None
+
+    def __new__(cls, targets, alike: OwnersAlike | None = None) -> "Shards":
+        shards = super().__new__(cls, targets)
+        shards.alike = alike
+        return shards
+
+
 def _identity(x):
     return x
 
@@ -147,7 +182,7 @@ class Target:
         position: an example position with a finite log density, or None.
         prior, minibatch, split: the optional parts, or None where absent.
         shards: one target per data owner, the prior split evenly among them, so that
-            their log densities sum to this target's; or None.
+            their log densities sum to this target's, a tuple or `Shards`; or None.
         constrain: sampling space to the user's parameters, deterministic sites
             included.
         unconstrain: the user's parameters to the sampling space.

@@ -228,7 +228,8 @@ def checked_owners(owners: Any) -> tuple[Owner, ...]:
     """Return the owners as a tuple.
 
     Raises:
-        InvalidData: if there is none, or one is neither a dict nor a tuple.
+        InvalidData: if there is none, or one is neither a dict nor a tuple, or has an
+            array without rows.
     """
     form = "a list with a dict of keyword arguments or a tuple of arguments per owner"
     if not isinstance(owners, list | tuple):
@@ -242,7 +243,24 @@ def checked_owners(owners: Any) -> tuple[Owner, ...]:
             raise InvalidData(
                 f"Owner {number} is given as {type(owner).__name__}; write {form}."
             )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(owner):
+            if 0 in getattr(leaf, "shape", ())[:1]:
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise InvalidData(
+                    f"Owner {number} has no rows: its '{name}' has shape {leaf.shape}. "
+                    "Leave it out of the list of owners."
+                )
     return tuple(owners)
+
+
+def owner_with_most_rows(owners: Sequence[Owner]) -> Owner:
+    """Return the owner whose arrays are the longest together."""
+
+    def length(owner: Owner) -> int:
+        shapes = [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(owner)]
+        return sum(shape[0] for shape in shapes if shape)
+
+    return max(owners, key=length)
 
 
 def _call(model: Callable, owner: Owner) -> Any:

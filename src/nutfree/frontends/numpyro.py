@@ -21,6 +21,7 @@ from numpyro.infer.util import (
 
 from nutfree.errors import NutfreeError
 from nutfree.frontends import sites
+from nutfree.frontends.alike import Plan, plan_owners
 from nutfree.frontends.arguments import Arguments, arguments, constant
 from nutfree.frontends.checks import (
     cannot_run,
@@ -28,11 +29,16 @@ from nutfree.frontends.checks import (
     check_nan,
     check_observed,
 )
-from nutfree.frontends.federated import FederatedModel, shard_models
+from nutfree.frontends.federated import (
+    FederatedModel,
+    checked_owners,
+    owner_with_most_rows,
+    shard_models,
+)
 from nutfree.frontends.handlers import full_data, is_jacobian, prior_only
 from nutfree.frontends.nonsmooth import part_of
 from nutfree.frontends.plates import data_plate, row_terms
-from nutfree.frontends.starts import at_random, starter
+from nutfree.frontends.starts import at_random, start_of_owners, starter
 from nutfree.frontends.windows import (
     Window,
     check_deterministic,
@@ -44,8 +50,10 @@ from nutfree.target import (
     At,
     LogDensity,
     Minibatch,
+    OwnersAlike,
     Position,
     Prior,
+    Shards,
     Split,
     Target,
     has_gradient,
@@ -66,6 +74,7 @@ class ModelFrontend:
         num_data: its size.
         proper: whether the prior can be drawn from.
         advice: for each absent part, what to write so that it is there.
+        shards_of: the shards of the arguments that they were last built for.
     """
 
     model: Callable
@@ -77,12 +86,20 @@ class ModelFrontend:
     num_data: int
     proper: bool
     advice: Mapping[str, str] = field(default_factory=dict)
+    shards_of: dict = field(default_factory=dict, repr=False)
 
     def starter(
         self, arguments: Arguments, **how: Any
     ) -> Callable[[jax.Array], Position]:
         """Return `rng_key -> position`, see `nutfree.frontends.starts.starter`."""
-        return starter(self.model, arguments, **how)
+        start = starter(self.model, arguments, **how)
+        args, kwargs = arguments.now
+        shards = self._shards(args, kwargs)
+        if shards is None or shards.alike is None:
+            return start
+        largest = owner_with_most_rows(checked_owners(*args, **kwargs))
+        model = shard_models(self.original, [largest])[0]
+        return start_of_owners(starter(model, constant(), **how), shards.alike, start)
 
     def prior_logdensity(self, args: tuple = (), kwargs=None) -> LogDensity:
         """Return the log density of the latent sites alone, on the sampling space."""
@@ -152,7 +169,10 @@ class ModelFrontend:
             if target.split is not None:
                 values = target.split.constrain(position)
                 found += [target.split.terms(values), target.split.log_det(position)]
-            return found + [shard(position) for shard in target.shards or ()]
+            shards = target.shards or ()
+            if isinstance(shards, Shards) and shards.alike is not None:
+                shards = shards[:1]  # the others are the same function
+            return found + [shard(position) for shard in shards]
 
         key_data = jax.random.key_data(jax.random.key(0))
         return arguments((args, dict(kwargs or {})), computes, at, key_data)
@@ -189,12 +209,26 @@ class ModelFrontend:
 
         return Split(terms, self.supports, latent, unconstrain, log_det)
 
-    def _shards(self, args, kwargs) -> tuple[Target, ...] | None:
+    def _shards(self, args, kwargs) -> Shards | None:
         """Build a target per owner: its likelihood and an even share of the prior."""
         if not isinstance(self.original, FederatedModel):
             return None
-        owners = shard_models(self.original, *args, **kwargs)
-        return tuple(_shard(owner, len(owners)) for owner in owners)
+        leaves = jax.tree.leaves((args, kwargs))
+        ids = tuple(id(leaf) for leaf in leaves)
+        if ids not in self.shards_of:
+            traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+            # how owners are alike shows in their values; arguments that are fed to a
+            # program are stacked as those with values were
+            plan = self.shards_of.get("plan")
+            if not traced:
+                plan = plan_of(self.original, *args, **kwargs)
+            shards = make_shards(self.original, plan, *args, **kwargs)
+            if traced:
+                return shards
+            # the leaves are kept, so that their identities stay theirs
+            self.shards_of.clear()
+            self.shards_of.update({"plan": plan, ids: (leaves, shards)})
+        return self.shards_of[ids][1]
 
 
 def analyse(
@@ -254,7 +288,13 @@ def analyse(
             f"give the improper site '{improper[0]}' a proper distribution, for "
             "instance a wide dist.Normal."
         )
-    plate, num_data, missing = data_plate(fixed, trace, args, kwargs, plate)
+    if isinstance(model, FederatedModel) and plate is None:
+        num_data, missing = (
+            0,
+            "the rows belong to their owners; use a federated kernel.",
+        )
+    else:
+        plate, num_data, missing = data_plate(fixed, trace, args, kwargs, plate)
     if plate is None:
         advice["minibatch"] = missing
     elif streamed:
@@ -294,13 +334,59 @@ def model_target(
     return replace(target, position=position)
 
 
-def _shard(model: Callable, num_owners: int) -> Target:
-    """Build the target of one owner's model, whose prior counts 1 / num_owners."""
-    frontend = analyse(model)
-    target, prior = frontend.build(), frontend.prior_logdensity()
+def plan_of(model: FederatedModel, owners: Any) -> Plan | None:
+    """Return how the owners are alike, from their values; None where they are not."""
+    owners = checked_owners(owners)
+    models = shard_models(model, owners)
+    if len(owners) == 1:
+        return None
+    largest = owner_with_most_rows(owners)
+    number = next(s for s, owner in enumerate(owners) if owner is largest)
+    return plan_owners(model.model, owners, analyse(models[number]))
 
-    def shared(position):
-        return (1.0 - 1.0 / num_owners) * prior(position)
+
+def make_shards(model: FederatedModel, plan: Plan | None, owners: Any) -> Shards:
+    """Build a target per owner: its likelihood and an even share of the prior."""
+    owners = checked_owners(owners)
+    if plan is not None:
+        alike = plan.stack(owners)
+        return Shards(
+            (_target_of(alike, s, n) for s, n in enumerate(plan.sizes)), alike
+        )
+    models = shard_models(model, owners)
+    return Shards(owner_target(owner, len(owners)) for owner in models)
+
+
+def _left_to_others(frontend: ModelFrontend, num_owners: int) -> LogDensity:
+    """Return the part of the prior that an owner's log density does not have."""
+    prior = frontend.prior_logdensity()
+    return lambda position: (1.0 - 1.0 / num_owners) * prior(position)
+
+
+def _target_of(alike: OwnersAlike, s: int, num_data: int) -> Target:
+    def one():
+        return jax.tree.map(lambda leaf: leaf[s], alike.data)
+
+    def logdensity(position):
+        return alike.logdensity(position, one())
+
+    if alike.terms is None or alike.num_data is None:
+        return Target(logdensity)
+
+    def terms(position, indices):
+        return alike.terms(position, indices, one())
+
+    return Target(logdensity, minibatch=Minibatch(num_data, terms))
+
+
+def owner_target(model: Callable, num_owners: int) -> Target:
+    """Build the target of one owner's model, whose prior counts 1 / num_owners.
+
+    Args:
+        model: a NumPyro model without arguments, see `federated.shard_models`.
+    """
+    frontend = analyse(model)
+    target, shared = frontend.build(), _left_to_others(frontend, num_owners)
 
     def logdensity(position):
         return target(position) - shared(position)

@@ -104,17 +104,19 @@ def _rows_stand_alone(model, plate, size, args, kwargs) -> bool:
 def row_terms(model, plate, num_data, args, kwargs):
     """Return the `terms(position, indices)` of `Minibatch`, for one plate of a model.
 
-    A position of None is one at random, for code that asks for shapes alone.
+    A position of None is one at random, for code that asks for shapes alone. Indices
+    of None are all rows in their order.
     """
 
     def terms(position, indices):
-        num_rows = indices.shape[0]
-        if num_rows >= num_data:
+        num_rows = num_data if indices is None else indices.shape[0]
+        if indices is not None and num_rows >= num_data:
             # a plate that is not smaller than its data does not subsample them
             half = num_rows // 2
             outside, first = terms(position, indices[:half])
             return outside, jnp.concatenate([first, terms(position, indices[half:])[1]])
-        batched = full_data(handlers.seed(model, 0), rows={plate: indices})
+        rows = None if indices is None else {plate: indices}
+        batched = full_data(handlers.seed(model, 0), rows=rows)
         if position is None:
             batched = handlers.substitute(batched, substitute_fn=init_to_uniform)
         else:

@@ -8,14 +8,14 @@ from numpyro import handlers
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import compute_log_probs, initialize_model
 
-from nutfree.errors import NoFiniteStart
+from nutfree.errors import NoFiniteStart, NutfreeError
 from nutfree.frontends.arguments import Arguments
 from nutfree.frontends.checks import cannot_run, check_nan
 from nutfree.frontends.handlers import full_data
 from nutfree.frontends.windows import in_memory
 from nutfree.numerics.evaluation import is_finite
 from nutfree.numerics.programs import jitted
-from nutfree.target import Position
+from nutfree.target import OwnersAlike, Position
 
 
 def starter(
@@ -68,6 +68,44 @@ def starter(
             check_nan(args, kwargs)
             raise _why_no_start(model, args, kwargs)
         return position
+
+    return start
+
+
+def start_of_owners(
+    of_one: Callable, alike: OwnersAlike, of_all: Callable
+) -> Callable[[jax.Array], Position]:
+    """Return `rng_key -> position` for owners that are alike, compiled as for one.
+
+    Args:
+        of_one: the starter of one owner's model.
+        of_all: that of all owners' model, for where the first is not good for all.
+    """
+
+    def total(position):
+        def add(value, one):
+            return value + alike.logdensity(position, one), None
+
+        return jax.lax.scan(add, jnp.zeros(()), alike.data)[0]
+
+    def is_good(position):
+        value, gradient = jax.value_and_grad(total)(position)
+        return is_finite(value, gradient)
+
+    batched = jitted(lambda positions: jnp.all(jax.lax.map(is_good, positions)))
+
+    def start(rng_key: jax.Array) -> Position:
+        try:
+            position = of_one(rng_key)
+        except NutfreeError:
+            return of_all(rng_key)
+        leaves = jax.tree.leaves(position)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            return position
+        typed = jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
+        alone = jnp.ndim(rng_key) == (0 if typed else 1)
+        several = jax.tree.map(lambda x: x[None], position) if alone else position
+        return position if batched(several) else of_all(rng_key)
 
     return start
 

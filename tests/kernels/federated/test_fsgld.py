@@ -8,91 +8,32 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from nutfree.kernels.federated import fsgld
+from nutfree.errors import InvalidData
+from nutfree.kernels.federated import dsgld, fsgld
 from nutfree.kernels.federated.federation import (
     Chain,
+    Setting,
     Surrogate,
-    data_shares,
-    fit_surrogate,
+    Visit,
+    expand,
     local_gradient,
-    local_steps,
     pool,
-    server_step,
+    surrogate_from,
     surrogate_gradient,
-    visit_probabilities,
+    visit,
 )
+from nutfree.kernels.federated.owners import Owners, owner
+from nutfree.kernels.federated.rounds import estimator
 from nutfree.numerics.langevin import predicted_inflation
-from nutfree.target import Minibatch, Target
+from nutfree.target import Target
+from tests.kernels.federated.owners import gaussian_owners, logistic_owners
+
+#: The owners of these tests have few rows.
+EXACT = {"share_exact": True}
 
 
-def shard_of(num_data, terms, num_owners):
-    """A shard from `terms(x, rows) -> (log prior, log likelihoods)`."""
-
-    def shared(x, indices):
-        prior, rows = terms(x, indices)
-        return prior / num_owners, rows
-
-    minibatch = Minibatch(num_data, shared)
-
-    def logdensity(x):
-        return minibatch.logdensity(x, jnp.arange(num_data))
-
-    return Target(logdensity, minibatch=minibatch)
-
-
-def pooled_target(shards, dim):
-    return Target(
-        lambda x: sum(shard(x) for shard in shards),
-        position=jnp.zeros(dim),
-        shards=tuple(shards),
-    )
-
-
-def gaussian_owners():
-    """Owners who disagree by ten and more posterior sds; the exact pooled posterior."""
-    rng = np.random.default_rng(0)
-    sizes, centres = (30, 10, 60), ((-2.0, 1.0), (3.0, 0.0), (0.0, -2.0))
-    scales = ((1.0, 0.5), (0.3, 1.0), (2.0, 1.0))
-    precision, shift, shards = np.eye(2) / 100, np.zeros(2), []
-    for size, centre, scale in zip(sizes, centres, scales):
-        y = rng.normal(centre, scale, size=(size, 2))
-        rows, weights = jnp.asarray(y), 1 / np.square(scale)
-        precision += size * np.diag(weights)
-        shift += weights * y.sum(axis=0)
-
-        def terms(x, indices, rows=rows, scale=scale):
-            residual = ((rows[indices] - x) / jnp.asarray(scale)) ** 2
-            return -jnp.sum(x**2) / 200, -0.5 * jnp.sum(residual, axis=1)
-
-        shards.append(shard_of(size, terms, 3))
-    covariance = np.linalg.inv(precision)
-    return pooled_target(shards, 2), covariance @ shift, covariance
-
-
-def logistic_owners():
-    """Owners whose features differ; moments of the pooled posterior by quadrature."""
-    rng = np.random.default_rng(1)
-    truth, parts, shards = np.array([-1.0, 1.0]), [], []
-    for size, centre in ((400, -1.5), (100, 0.0), (250, 1.5)):
-        X = np.column_stack([np.ones(size), rng.normal(centre, 0.5, size)])
-        y = rng.uniform(size=size) < 1 / (1 + np.exp(-X @ truth))
-        parts.append((X, y))
-
-        def terms(x, indices, X=X, y=y):
-            logits = jnp.asarray(X)[indices] @ x
-            rows = jnp.asarray(y)[indices] * logits - jax.nn.softplus(logits)
-            return -jnp.sum(x**2) / 8, rows
-
-        shards.append(shard_of(size, terms, 3))
-    X, y = (np.concatenate(arrays) for arrays in zip(*parts))
-    axis = np.linspace(-0.7, 0.7, 141)
-    points = truth + np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
-    logits = points @ X.T
-    value = -np.sum(points**2, 1) / 8 + logits @ y - np.logaddexp(0, logits).sum(1)
-    weight = np.exp(value - value.max())
-    weight /= weight.sum()
-    mean = weight @ points
-    return pooled_target(shards, 2), mean, np.sqrt(weight @ (points - mean) ** 2)
+def identity(x):
+    return x
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +49,7 @@ def logistic():
 @cache
 def pilot(target, **options):
     """What warm-up finds, once for a target and options."""
-    warm = fsgld.warmup(fsgld.Options(**options))
+    warm = fsgld.warmup(fsgld.Options(**EXACT, **options))
     return jax.jit(lambda key: warm.init(key, target.position, target, 0))(
         jax.random.key(0)
     )
@@ -116,7 +57,8 @@ def pilot(target, **options):
 
 @partial(jax.jit, static_argnames=("target", "num_transitions", "options"))
 def _chains(keys, params, start, target, num_transitions, options):
-    kernel = fsgld.build_kernel(options)
+    module = {fsgld.Options: fsgld, dsgld.Options: dsgld}[type(options)]
+    kernel = module.build_kernel(options)
 
     def one(key):
         def body(state, key):
@@ -129,11 +71,11 @@ def _chains(keys, params, start, target, num_transitions, options):
     return jax.vmap(one)(keys)
 
 
-def chains(target, params, *, num_chains, num_transitions, start, **static):
+def chains(target, params, *, num_chains, num_transitions, start, of=fsgld, **static):
     """Last positions of many chains, and the Info of all transitions."""
     keys = jax.random.split(jax.random.key(0), num_chains)
     params = jax.tree.map(jnp.asarray, params)
-    options = fsgld.Options(**static)
+    options = of.Options(**static)
     return _chains(keys, params, jnp.asarray(start), target, num_transitions, options)
 
 
@@ -173,7 +115,7 @@ def test_without_conducive_gradients_heterogeneous_owners_are_visibly_off(gaussi
         num_chains=1000,
         num_transitions=3,
         start=jnp.asarray(mean),
-        conducive=False,
+        of=dsgld,
     )
     ratio = np.var(draws, axis=0) / np.diag(covariance)
     assert np.all(ratio > 10)
@@ -183,8 +125,10 @@ def test_without_conducive_gradients_heterogeneous_owners_are_visibly_off(gaussi
 def test_warmup_predicts_what_owners_noise_does_without_conducive_gradients(gaussian):
     # small steps, so that the first-order prediction with its delay of K = 4 holds
     target, mean, covariance = gaussian
-    options = {"num_local_steps": 4, "conducive": False}
-    params = pilot(target, **options).params
+    warm = dsgld.warmup(dsgld.Options(num_local_steps=4, **EXACT))
+    params = jax.jit(lambda key: warm.init(key, target.position, target, 0))(
+        jax.random.key(0)
+    ).params
     step_size = 2.0 / float(params["gradient_noise"])
     num_rounds = int(1.0 / (4 * step_size))
     draws, info = chains(
@@ -193,7 +137,8 @@ def test_warmup_predicts_what_owners_noise_does_without_conducive_gradients(gaus
         num_chains=500,
         num_transitions=2,
         start=jnp.asarray(mean),
-        **options,
+        of=dsgld,
+        num_local_steps=4,
     )
     worst = np.max(np.var(draws, axis=0) / np.diag(covariance))
     forgotten = 1 - np.exp(-2 * 4 * num_rounds * step_size)
@@ -286,38 +231,42 @@ def test_conducive_gradients_have_mean_zero_over_owners(logistic):
     target, mean, _ = logistic
     surrogates = pilot(target).params["surrogates"]
     x = jnp.asarray(mean) + jnp.array([0.3, -0.8])
-    f = visit_probabilities(target.shards, "size")
+    f = Owners(target.shards, identity).shares
     gradients = [jax.grad(shard)(x) for shard in target.shards]
     total = 0
     for s, gradient in enumerate(gradients):
         own = jax.tree.map(lambda a, s=s: a[s], surrogates)
-        total += f[s] * local_gradient(gradient, x, f[s], own, pool(surrogates))
+        setting = Setting(jnp.asarray(1.0), own, pool(surrogates))
+        total += f[s] * local_gradient(gradient, x, 1 / f[s], setting)
     np.testing.assert_allclose(total, jax.grad(target)(x), rtol=1e-3, atol=1e-2)
 
 
 def test_surrogate_of_a_gaussian_is_exact_wherever_it_is_expanded(gaussian):
     target, _, _ = gaussian
     shard = target.shards[1]
-    surrogate, count = jax.jit(
-        lambda centre: fit_surrogate(jax.random.key(0), shard, centre, 0.0)
-    )(jnp.array([5.0, -5.0]))
+    centre = jnp.array([5.0, -5.0])
+    expansion, count = jax.jit(
+        lambda centre: expand(owner(shard, identity), jax.random.key(0), centre, 0.0, 1)
+    )(centre)
+    surrogate = surrogate_from(expansion, centre)
     x = jnp.array([1.0, 2.0])
     expected = jax.jit(jax.grad(shard))(x)
     np.testing.assert_allclose(surrogate_gradient(surrogate, x), expected, rtol=1e-4)
     assert count == 1 + 2 * 2
 
 
+def expansion_of(logdensity):
+    x, someone = jnp.zeros(2), owner(Target(logdensity), identity)
+    return surrogate_from(expand(someone, jax.random.key(0), x, 0.0, 1)[0], x)
+
+
 def test_a_surrogate_that_is_not_finite_is_flat():
-    surrogate, _ = fit_surrogate(
-        jax.random.key(0), lambda x: jnp.sum(x) * jnp.nan, jnp.zeros(2), 0.0
-    )
+    surrogate = expansion_of(lambda x: jnp.sum(x) * jnp.nan)
     np.testing.assert_array_equal(surrogate_gradient(surrogate, jnp.ones(2)), 0)
 
 
 def test_a_surrogate_never_curves_upwards():
-    surrogate, _ = fit_surrogate(
-        jax.random.key(0), lambda x: x[0] ** 2 - x[1] ** 2, jnp.zeros(2), 0.0
-    )
+    surrogate = expansion_of(lambda x: x[0] ** 2 - x[1] ** 2)
     assert jnp.all(jnp.linalg.eigvalsh(surrogate.precision) > 0)
 
 
@@ -332,45 +281,52 @@ def test_an_owner_that_answers_with_nan_does_not_corrupt_the_chain(gaussian):
         target, params, num_chains=50, num_transitions=5, start=jnp.asarray(mean)
     )
     assert jnp.all(jnp.isfinite(draws))
-    assert jnp.any(info.is_divergent)
+    # the chain goes back once, and then leaves that owner out
+    assert jnp.any(info.num_left_out[..., 0] > 0)
     assert not jnp.all(info.is_divergent)
-
-    chain = Chain(jnp.zeros(2), jnp.ones(2))
-    lost = Chain(jnp.array([0.0, jnp.nan]), jnp.ones(2))
-    kept, refused = server_step(chain, lost)
-    assert refused
-    np.testing.assert_array_equal(kept.ahead, jnp.ones(2))
+    assert jnp.all(info.num_left_out[..., 1:] == 0)
 
 
 def test_messages_have_no_room_for_rows(gaussian):
     # what crosses the wire has a position's shape, or a curvature's, and no other
     target, _, _ = gaussian
     key, x = jax.random.key(0), jnp.zeros(2)
-    shard = target.shards[2]
-    surrogate, _ = jax.eval_shape(lambda: fit_surrogate(key, shard, x, 0.0))
-    assert [a.shape for a in surrogate] == [(2,), (2,), (2, 2)]
-    answer, _, _ = jax.eval_shape(
-        lambda: local_steps(
-            key,
-            Chain(x, x),
-            lambda key, x, count: (jax.grad(shard)(x), count + 1),
-            lambda gradient, x: gradient,
-            0.01,
-            jnp.asarray(1.0),
-            3,
-        )
+    someone = owner(target.shards[2], identity)
+    expansion, _ = jax.eval_shape(lambda: expand(someone, key, x, 0.0, 1))
+    assert [a.shape for a in expansion] == [(), (2,), (2, 2)]
+    scheme = fsgld.scheme(fsgld.Options(), Owners(target.shards, identity))
+    one = jnp.asarray(1.0)
+    asked = Visit(Chain(x, x), key, key, one, one, one)
+    setting, estimate = Setting(one, None, None), estimator(scheme, 1.0)
+    answer, _ = jax.eval_shape(
+        lambda: visit(someone, asked, setting, estimate, 3, 1.0, 0.0)
     )
-    assert [a.shape for a in answer] == [(2,), (2,)]
+    assert [a.shape for a in answer] == [(2,), ()]
 
 
 def test_visits_follow_the_rows_where_all_are_known(gaussian):
     target, _, _ = gaussian
-    np.testing.assert_allclose(
-        visit_probabilities(target.shards, "size"), (0.3, 0.1, 0.6)
-    )
-    np.testing.assert_allclose(visit_probabilities(target.shards, "uniform"), 1 / 3)
+    owners = Owners(target.shards, identity)
+    scheme = fsgld.scheme(fsgld.Options(), owners)
+    np.testing.assert_allclose(scheme.weights, (0.3, 0.1, 0.6))
+    scheme = fsgld.scheme(fsgld.Options(visits="uniform"), owners)
+    np.testing.assert_allclose(scheme.weights, 1 / 3)
     unknown = (replace(target.shards[0], minibatch=None), *target.shards[1:])
-    np.testing.assert_allclose(data_shares(unknown), 1 / 3)
+    np.testing.assert_allclose(Owners(unknown, identity).shares, 1 / 3)
+
+
+def test_owners_with_few_rows_send_nothing_exact_unless_told(gaussian):
+    target, _, _ = gaussian
+    warm = fsgld.warmup(fsgld.Options())
+    found = jax.jit(lambda key: warm.init(key, target.position, target, 0))(
+        jax.random.key(0)
+    ).params["surrogates"]
+    # 30, 10 and 60 rows, and 20 are enough for two coordinates
+    sent = np.abs(np.asarray(found.precision)).sum(axis=(1, 2)) > 0
+    np.testing.assert_array_equal(sent, [True, False, True])
+    few = replace(target, shards=target.shards[1:2])
+    with pytest.raises(InvalidData, match="share_exact=True"):
+        warm.init(jax.random.key(0), target.position, few, 0)
 
 
 def test_diagonal_surrogates_pool_as_matrices_do():
@@ -411,7 +367,7 @@ def test_a_numpyro_model_of_several_owners_is_sampled():
     owners = [(jnp.asarray(rng.normal(m, 1, n)),) for m, n in ((-2, 40), (5, 10))]
     y = np.concatenate([owner[0] for owner in owners])
     mcmc = MCMC(
-        kernel("federated", federated(model)),
+        kernel("federated", federated(model), share_exact=True),
         num_warmup=10,
         num_samples=2000,
         progress_bar=False,

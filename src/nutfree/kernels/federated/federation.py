@@ -1,23 +1,40 @@
 """Federated Langevin dynamics as plain functions of what crosses the wire.
 
-An owner calls `fit_surrogate` once and `local_steps` at each visit; the server calls
-`pool`, `visit_probabilities` and `server_step`. Only positions and surrogates go
-between them, and values and gradients while the mode is sought. A simulation calls all
-in one program, a deployment in several. See `fsgld` for the method.
+Reference: El Mekkaoui et al., arXiv 2004.11231; Plassier et al., arXiv 2112.05120. The
+server asks an owner to `expand` its log density at a centre, while the mode is sought,
+and to make local steps (`visit`) in each round. What goes between them:
+
+    expand   x                      ->  log p_s(x), its gradient and minus its Hessian
+    visit    x, a step, a noise, a  ->  where the owner has arrived, and a status
+             weight, a surrogate
+
+An owner in the round, of weight a_s in its average, makes K steps from the same x,
+
+    x_s' = x_s + (h/2) C v_s(x_s) + sqrt(h) R (rho xi + sqrt((1 - rho^2) / a_s) xi_s),
+    v_s  = gamma_s (grad log p_s - grad log q_s) + grad log q,     q = prod_s q_s,
+
+with R R' = C, xi of all owners and xi_s its own, and gamma_s one over the owner's
+weight on average (`rounds.participants`), so that sum_s a_s v_s is unbiased. The server
+moves x by the average of x_s - x. A simulation calls all of it in one program,
+`nutfree.hosts.flower` in several.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from nutfree.minibatch.gradients import flat_minibatch, plain
-from nutfree.minibatch.sampling import draw_rows
-from nutfree.numerics.evaluation import is_finite, select
+from nutfree.kernels.federated.owners import Owner
+from nutfree.numerics.evaluation import is_finite
 from nutfree.numerics.laplace import positive, precision
-from nutfree.numerics.preconditioning import guarded_step, matvec
-from nutfree.target import Target
+from nutfree.numerics.preconditioning import guarded, matvec, solve_root, transpose
+
+#: What became of a visit: the owner made its steps; its log density is not finite where
+#: the round began, which the server takes back; or nowhere, and it is left out.
+ARRIVED, WENT_BACK, BROKEN = 0, 1, 2
+#: In posterior sds and a step: no owner in its senses moves by as much.
+MAX_MOVE = 1e3
 
 
 class Surrogate(NamedTuple):
@@ -31,23 +48,103 @@ class Surrogate(NamedTuple):
     precision: jax.Array
 
 
+class Expansion(NamedTuple):
+    """An owner's log density at a centre, its gradient, and minus its Hessian."""
+
+    value: jax.Array
+    gradient: jax.Array
+    precision: jax.Array
+
+
+class Chain(NamedTuple):
+    """Where a chain is, both of shape `(d,)`.
+
+    position
+        The last point at which all owners that were asked had a finite log density.
+    ahead
+        The step from it, where the next round begins.
+    """
+
+    position: jax.Array
+    ahead: jax.Array
+
+
+class Visit(NamedTuple):
+    """What the server sends to an owner in each round.
+
+    chain
+        Where it begins.
+    shared_key, own_key
+        Of the noise that all owners make alike, and of the owner's own.
+    step_size
+        h.
+    gain
+        gamma_s.
+    weight
+        a_s, the owner's weight in the round's average.
+    """
+
+    chain: Chain
+    shared_key: jax.Array
+    own_key: jax.Array
+    step_size: jax.Array
+    gain: jax.Array
+    weight: jax.Array
+
+
+class Setting(NamedTuple):
+    """What a run's visits to an owner have in common, and the server sends once.
+
+    factor
+        R, of shape `(d, d)`, `(d,)` or `()`.
+    own, pooled
+        The surrogates of the owner and of all; None without.
+    bound
+        Of a row's gradient, see `privacy`; None where rows are not clipped.
+    """
+
+    factor: jax.Array
+    own: Surrogate | None
+    pooled: Surrogate | None
+    bound: jax.Array | None = None
+
+
+class Answer(NamedTuple):
+    """What an owner sends back: `arrived`, shape `(d,)`, and a status, see above."""
+
+    arrived: jax.Array
+    status: jax.Array
+
+
 def surrogate_gradient(surrogate: Surrogate, x: jax.Array) -> jax.Array:
     """grad log q(x)."""
     return surrogate.gradient - matvec(surrogate.precision, x - surrogate.centre)
 
 
-def fit_surrogate(rng_key, logdensity: Callable, centre, count, cost: float = 1.0):
+def expand(owner: Owner, rng_key: jax.Array, centre: jax.Array, count, share):
     """An owner's part: expand its log density at a centre that owners share.
 
-    Negative curvature is reflected, so that q_s is a Gaussian; an expansion that is
-    not finite is answered with a flat one, which leaves that owner uncorrected.
+    Returns:
+        `(Expansion, count)`; a gradient counts `share`.
     """
-    gradient = jax.grad(logdensity)(centre)
-    matrix, count = precision(rng_key, logdensity, centre, count + cost, cost)
-    fitted = Surrogate(centre, gradient, positive(matrix))
-    flat = Surrogate(centre, jnp.zeros_like(gradient), jnp.zeros_like(matrix))
+    value, gradient = owner.value_and_grad(centre)
+    matrix, count = precision(rng_key, owner.logdensity, centre, count + share, share)
+    return Expansion(value, gradient, matrix), count
+
+
+def surrogate_from(expansion: Expansion, centre: jax.Array) -> Surrogate:
+    """The server's part: what it keeps of an owner's expansion.
+
+    Negative curvature is reflected, so that q_s is a Gaussian; an expansion that is
+    not finite becomes a flat one, which leaves that owner uncorrected.
+    """
+    _, gradient, matrix = expansion
     finite = is_finite(gradient, matrix)
-    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), fitted, flat), count
+    return Surrogate(
+        centre,
+        jnp.where(finite, gradient, 0),
+        jnp.where(finite, positive(matrix), 0),
+    )
 
 
 def pool(surrogates: Surrogate) -> Surrogate:
@@ -56,142 +153,135 @@ def pool(surrogates: Surrogate) -> Surrogate:
     return Surrogate(centre[0], jnp.sum(gradient, axis=0), jnp.sum(matrix, axis=0))
 
 
-def local_gradient(gradient, x, probability, own=None, pooled=None) -> jax.Array:
-    """v_s(x) from the owner's gradient; without surrogates, that of DSGLD."""
-    if own is None:
-        return gradient / probability
-    excess = gradient - surrogate_gradient(own, x)
-    return excess / probability + surrogate_gradient(pooled, x)
+def local_gradient(gradient, x, gain, setting: Setting) -> jax.Array:
+    """v_s(x) from the owner's gradient; without surrogates, gamma_s times it."""
+    if setting.own is None or setting.pooled is None:
+        return gain * gradient
+    excess = gradient - surrogate_gradient(setting.own, x)
+    return gain * excess + surrogate_gradient(setting.pooled, x)
 
 
-class Chain(NamedTuple):
-    """What the server sends to an owner, and the owner back.
-
-    position
-        The last position at which an owner found its log density finite, `(d,)`.
-    ahead
-        The step from it, at which the next gradient is taken, `(d,)`.
-    """
-
-    position: jax.Array
-    ahead: jax.Array
-
-
-def local_steps(
-    rng_key: jax.Array,
-    chain: Chain,
-    gradient_fn: Callable,
-    drift: Callable,
-    step_size: jax.Array,
-    factor: jax.Array,
+def visit(
+    owner: Owner,
+    asked: Visit,
+    setting: Setting,
+    estimate: Callable[..., tuple[jax.Array, Any]],
     num_local_steps: int,
-) -> tuple[Chain, jax.Array, jax.Array]:
-    """What a visited owner does: K Langevin steps from where the chain is.
+    shared_noise: float,
+    count: Any,
+) -> tuple[Answer, Any]:
+    """An owner's part of a round: K Langevin steps from where the chain is.
+
+    A step to where the log density is not finite is taken back.
 
     Args:
-        gradient_fn: `(rng_key, x, count) -> (gradient, count)` of log p_s.
-        drift: `(gradient, x) -> v_s(x)`.
-        factor: R with R R' = C.
+        estimate: `(owner, setting, rng_key, x, count) -> (gradient, count)`, of
+            log p_s.
+        shared_noise: rho.
 
     Returns:
-        `(chain, divergent, count)`: what to send back, and the gradients spent.
+        `(Answer, count)`.
     """
+    chain, h = asked.chain, asked.step_size
+    own_scale = jnp.sqrt((1 - shared_noise**2) / asked.weight)
+    dim, dtype = chain.ahead.shape, chain.ahead.dtype
+
+    def noise(rng_key, i):
+        parts = []
+        if shared_noise > 0:
+            key = jax.random.fold_in(asked.shared_key, i)
+            parts.append(shared_noise * jax.random.normal(key, dim, dtype))
+        if shared_noise < 1:
+            parts.append(own_scale * jax.random.normal(rng_key, dim, dtype))
+        return sum(parts)
 
     def step(i, carry):
-        (x, ahead), divergent, count = carry
-        rows_key, noise_key = jax.random.split(jax.random.fold_in(rng_key, i))
-        gradient, count = gradient_fn(rows_key, ahead, count)
-        v = drift(gradient, ahead)
-        x, ahead, failed = guarded_step(noise_key, x, ahead, v, step_size, factor)
-        return Chain(x, ahead), divergent | failed, count
+        x, ahead, began, count = carry
+        rows_key, noise_key = jax.random.split(jax.random.fold_in(asked.own_key, i))
+        gradient, count = estimate(owner, setting, rows_key, ahead, count)
+        v = local_gradient(gradient, ahead, asked.gain, setting)
 
-    start = (chain, jnp.asarray(False), jnp.zeros((), chain.position.dtype))
-    return jax.lax.fori_loop(0, num_local_steps, step, start)
+        def move(x):
+            drift = 0.5 * h * matvec(transpose(setting.factor), v)
+            xi = noise(noise_key, i)
+            return x + matvec(setting.factor, drift + jnp.sqrt(h) * xi), ()
+
+        began = jnp.where(i == 0, is_finite(gradient), began)
+        x, ahead, _, _ = guarded(x, ahead, v, move)
+        return x, ahead, began, count
+
+    start = (*chain, jnp.asarray(True), count)
+    _, arrived, began, count = jax.lax.fori_loop(0, num_local_steps, step, start)
+    again = jnp.all(chain.position == chain.ahead)
+    status = jnp.where(began, ARRIVED, jnp.where(again, BROKEN, WENT_BACK))
+    return Answer(arrived, status.astype(jnp.int32)), count
 
 
-def server_step(chain: Chain, answer: Chain) -> tuple[Chain, jax.Array]:
-    """What the server does with an answer: take it if it is finite.
+class Round(NamedTuple):
+    """What the server has of a round so far: sums over owners, and nothing else.
+
+    moved
+        Sum of a_s (x_s - x), shape `(d,)`.
+    mass
+        Sum of a_s, of those that answered and were in the round's average.
+    went_back
+        Whether a trusted owner found no finite log density where the round began.
+    """
+
+    moved: jax.Array
+    mass: jax.Array
+    went_back: jax.Array
+
+
+def no_answers(x: jax.Array) -> Round:
+    return Round(jnp.zeros_like(x), jnp.zeros((), x.dtype), jnp.asarray(False))
+
+
+def add_answer(
+    so_far: Round, asked: Visit, answer: Answer, trusted, factor
+) -> tuple[Round, jax.Array]:
+    """The server's part: take an answer into the round, or leave its owner out.
+
+    Left out is one that is not finite, that has moved further than `MAX_MOVE` sds a
+    step, or whose owner has no finite log density at a point where it had one.
 
     Returns:
-        `(chain, refused)`.
+        `(the round, left out)`.
     """
-    finite = is_finite(answer)
-    return select(finite, answer, chain), ~finite
+    move = answer.arrived - asked.chain.ahead
+    limit = MAX_MOVE * jnp.sqrt(move.size) / jnp.sqrt(asked.weight)
+    sane = is_finite(move) & (jnp.max(jnp.abs(solve_root(factor, move))) < limit)
+    back = answer.status == WENT_BACK
+    left_out = ~sane | (answer.status == BROKEN) | (back & ~trusted)
+    weight = jnp.where(left_out, 0, asked.weight)
+    moved = so_far.moved + jnp.where(left_out, 0, weight * move)
+    went_back = so_far.went_back | (back & trusted & sane)
+    return Round(moved, so_far.mass + weight, went_back), left_out
 
 
-def visit_probabilities(shards: Sequence[Target], visits: str) -> tuple[float, ...]:
-    """f_s: proportional to the owners' numbers of rows where all are known, or even."""
-    if visits == "size":
-        return data_shares(shards)
-    return tuple(1 / len(shards) for _ in shards)
+def server_step(
+    chain: Chain, done: Round, shared_noise: float, kept: jax.Array
+) -> tuple[Chain, jax.Array]:
+    """The server's part: move the chain by what a round has brought.
 
+    With answers of the weight A < 1 alone, the noise of the average has the variance
+    c = rho^2 + (1 - rho^2)/A in place of 1. The move is shortened by
 
-def data_shares(shards: Sequence[Target]) -> tuple[float, ...]:
-    """What fraction of a full-data gradient each owner's gradient is."""
-    sizes = [shard.minibatch.num_data for shard in shards if shard.minibatch]
-    if len(sizes) < len(shards):
-        return tuple(1 / len(shards) for _ in shards)
-    return tuple(size / sum(sizes) for size in sizes)
+        2 / (c (1 + b) + 1 - b),    b = (1 - h/2)^K,
 
+    with which the law of a Gaussian whose surrogates are exact stays as it is.
 
-def owner_gradient(shard: Target, unravel, batch_size: int | None, share: float):
-    """`(rng_key, x, count) -> (gradient, count)` of one owner's log density."""
-    if batch_size is None or shard.minibatch is None:
+    Args:
+        kept: b, what a round leaves of the chain's distance from the mode.
 
-        def full(rng_key, x, count):
-            del rng_key
-            value, gradient = jax.value_and_grad(lambda x: shard(unravel(x)))(x)
-            return jnp.where(jnp.isfinite(value), gradient, jnp.nan), count + share
-
-        return full
-    minibatch = flat_minibatch(shard.minibatch, unravel)
-
-    def batch(rng_key, x, count):
-        rows = draw_rows(rng_key, minibatch.num_data, batch_size)
-        gradient, cost = plain(minibatch, rows, x, (), 0.0)
-        return gradient, count + share * cost
-
-    return batch
-
-
-def owner_cost(shard: Target, batch_size: int | None) -> float:
-    """What a step of a visited owner spends, in gradients over all of its rows."""
-    if batch_size is None or shard.minibatch is None:
-        return 1.0
-    return min(1.0, batch_size / shard.minibatch.num_data)
-
-
-def owner_noise(
-    keys, draw, gradients, f, surrogates, whiten, num_local_steps, batches, count: Any
-):
-    """V: variance of v_s over owners times K, and over minibatches, worst coordinate.
-
-    The owner stays for K steps, so its deviation adds up over them; minibatches are
-    drawn anew at each step.
+    Returns:
+        `(chain, divergent)`.
     """
-    pooled = None if surrogates is None else pool(surrogates)
-
-    def one(carry, key):
-        total, count = carry
-        draw_key, *batch_keys = jax.random.split(key, 3)
-        x = draw(draw_key)
-        exact = [full(x) for full, _ in gradients]
-        count = count + 1
-        mean = sum(exact)
-        variance = jnp.zeros_like(x)
-        for s, (_, estimate) in enumerate(gradients):
-            own = None
-            if surrogates is not None:
-                own = jax.tree.map(lambda a, s=s: a[s], surrogates)
-            v = local_gradient(exact[s], x, f[s], own, pooled)
-            variance += f[s] * num_local_steps * whiten(v - mean) ** 2
-            if batches:
-                first, count = estimate(batch_keys[0], x, count)
-                second, count = estimate(batch_keys[1], x, count)
-                variance += whiten(first - second) ** 2 / (2 * f[s])
-        return (total + variance, count), None
-
-    zeros = jnp.zeros_like(draw(keys[0]))
-    (total, count), _ = jax.lax.scan(one, (zeros, count), keys)
-    worst = jnp.max(total / keys.shape[0])
-    return jnp.where(jnp.isfinite(worst), worst, 1.0), count
+    none = done.mass <= 0
+    mass = jnp.where(none, 1, done.mass)
+    excess = shared_noise**2 + (1 - shared_noise**2) / jnp.minimum(mass, 1)
+    shorter = 2 / (excess * (1 + kept) + 1 - kept)
+    ahead = chain.ahead + shorter * done.moved / mass
+    back = done.went_back | none | ~is_finite(ahead)
+    position = jnp.where(back, chain.position, chain.ahead)
+    return Chain(position, jnp.where(back, chain.position, ahead)), back

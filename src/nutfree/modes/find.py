@@ -97,11 +97,41 @@ def find_modes(
         >>> found.weights.round(2).tolist()
         [0.5, 0.5]
     """
-    _, unravel = ravel_pytree(target.position)
+    return ModeSearch(target, effort)(seed)
 
-    def approximations(rng_key):
+
+class ModeSearch:
+    """`find_modes` with a program that can be compiled before it is needed."""
+
+    def __init__(self, target: Target, effort: Effort = DEFAULT_EFFORT):
+        self._target, self._effort = target, effort
+        self._program = jitted(self._approximations)
+
+    def compile_ahead(self) -> None:
+        """Compile in a thread while the caller goes on."""
+        self._program.compile_ahead(jax.random.key(0))
+
+    def __call__(self, seed: int = 0) -> SeparateModes:
+        """Return the modes, at most as many as the effort allows."""
+        separate, laplace, spent = self._program(jax.random.key(seed))
+        order = np.argsort(-np.asarray(laplace[1]), kind="stable")
+        kept = order[np.asarray(separate)[order]][: self._effort.num_modes]
+        x, log_mass, sd, covariance = (np.asarray(part)[kept] for part in laplace)
+        _, unravel = ravel_pytree(self._target.position)
+        unravel_all = jax.vmap(unravel)
+        return SeparateModes(
+            jax.tree.map(np.asarray, unravel_all(x)),
+            log_mass,
+            jax.tree.map(np.asarray, unravel_all(sd)),
+            covariance,
+            int(spent),
+        )
+
+    def _approximations(self, rng_key):
+        """Return which candidates are modes, their approximations, and the cost."""
+        target = self._target
         search_key, newton_key = jax.random.split(rng_key)
-        found = search(search_key, target.position, target, effort)
+        found = search(search_key, target.position, target, self._effort)
         modes, step, spent = _arrived(newton_key, found.logdensity, found.candidates)
         is_mode = jax.vmap(_curves_down)(modes.curvature) & (step < ARRIVED)
         modes = modes._replace(values=jnp.where(is_mode, modes.values, -jnp.inf))
@@ -118,19 +148,6 @@ def find_modes(
         spent = found.num_grad_evals + spent
         laplace = (x, modes.log_mass + log_unit, jnp.sqrt(variance), covariance)
         return separate, laplace, spent
-
-    separate, laplace, spent = jitted(approximations)(jax.random.key(seed))
-    order = np.argsort(-np.asarray(laplace[1]), kind="stable")
-    kept = order[np.asarray(separate)[order]][: effort.num_modes]
-    x, log_mass, sd, covariance = (np.asarray(part)[kept] for part in laplace)
-    unravel_all = jax.vmap(unravel)
-    return SeparateModes(
-        jax.tree.map(np.asarray, unravel_all(x)),
-        log_mass,
-        jax.tree.map(np.asarray, unravel_all(sd)),
-        covariance,
-        int(spent),
-    )
 
 
 def _arrived(

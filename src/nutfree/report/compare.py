@@ -24,6 +24,7 @@ from nutfree.report.entries import (
 )
 from nutfree.report.findings import Findings
 from nutfree.report.judge import judge
+from nutfree.report.runs import Posterior
 from nutfree.report.setup import describe
 from nutfree.report.verdict import Verdict, not_judged
 from nutfree.report.words import number
@@ -201,6 +202,8 @@ def compare(
         if not isinstance(entry, MCMCKernel):
             build(entry, model)  # an unknown name or option is refused before any run
     target = model_target(model, args, kwargs)
+    posterior = Posterior(target)
+    posterior.compile_ahead()
     jobs = {
         name: (
             model,
@@ -224,7 +227,7 @@ def compare(
     specs = {k: s for k, e in entries.items() if (s := spec_of(e)) is not None}
     errors = {name: why.traceback for name, why in failed.items()}
     try:
-        verdicts = judge(trees, target)
+        verdicts = judge(trees, posterior)
         best, sentence = recommendation(verdicts, specs)
     # whatever happens to the judging, Ctrl-C included, the runs are kept: what has been
     # drawn, perhaps in hours, is in `trees`

@@ -18,7 +18,7 @@ from nutfree.diagnostics.limits import (
 from nutfree.diagnostics.masses import Masses, masses
 from nutfree.diagnostics.smoothness import Smoothness, smoothness
 from nutfree.diagnostics.subsample import MANY_ROWS, minibatch_scores
-from nutfree.modes.find import BRIEF_EFFORT, find_modes
+from nutfree.modes.find import BRIEF_EFFORT, ModeSearch
 from nutfree.target import Target, has_gradient
 
 NAN = float("nan")
@@ -57,9 +57,18 @@ class Posterior:
         return ""
 
     @cached_property
+    def _mode_search(self) -> ModeSearch:
+        return ModeSearch(self.target, BRIEF_EFFORT)
+
+    def compile_ahead(self) -> None:
+        """Compile the search for modes in a thread, while something else goes on."""
+        if not self.why_no_search:
+            self._mode_search.compile_ahead()
+
+    @cached_property
     def masses(self) -> Masses | None:
         """Shares of the modes that a search finds; None without any."""
-        return masses(find_modes(self.target, effort=BRIEF_EFFORT), self.density)
+        return masses(self._mode_search(), self.density)
 
     def smoothness(self, vectors: NDArray) -> Smoothness | None:
         """Whether the log density jumps between these draws; None where a gradient is

@@ -18,6 +18,7 @@ NAMES = (
     "multimodal",
     "constrained",
     "nonsmooth",
+    "gradientfree",
     "bigdata",
     "ondisk",
     "federated",
@@ -25,7 +26,7 @@ NAMES = (
 
 
 #: Those whose targets `--only` chooses.
-FILTERED = ("multimodal", "nonsmooth", "bigdata")
+FILTERED = ("multimodal", "nonsmooth", "gradientfree", "bigdata")
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from nutfree.errors import (
     UnknownKernel,
     UnsupportedModel,
 )
+from nutfree.frontends.blackbox import blackbox
 from nutfree.frontends.disk import rows
 from nutfree.frontends.federated import federated
 from nutfree.frontends.handlers import full_data
@@ -51,6 +52,7 @@ __all__ = [
     "UnknownKernel",
     "UnsupportedModel",
     "as_target",
+    "blackbox",
     "check",
     "compare",
     "cross_check",

@@ -117,7 +117,7 @@ def annealed_path(
 def observations_path(
     rng_key: jax.Array,
     denoiser: Denoiser,
-    num_observations: int,
+    num_observations: int | jax.Array,
     *,
     dim: int,
     base_scale: jax.Array,
@@ -176,4 +176,5 @@ def observations_path(
     start = (y, velocity, jnp.zeros_like(y), denoiser.init(y), jnp.asarray(0))
     end = jax.lax.fori_loop(0, num_observations, observe, start)
     _, _, mean, state, count = end
-    return PathEnd(mean, noise / num_observations**0.5, state, count)
+    root = jnp.sqrt(jnp.asarray(num_observations, dtype))
+    return PathEnd(mean, noise / root, state, count)

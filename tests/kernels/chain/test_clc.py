@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nutfree.kernels.chain import clc
 from nutfree.kernels.chain.clc import SPEC, Options
+from nutfree.modes.mixture import modes_of
 from nutfree.target import Target
 from tests.chains import sample
 from tests.paths.oracles import RING, assert_ring
@@ -28,15 +30,16 @@ def test_jump_shrinks_the_law_and_the_draw_does_not():
     path = {"num_looks": 8, "noise": 1.5, "num_look_steps": 6}
     jumped, info, params = sample(target, final="jump", **path, **options)
     drawn, _, _ = sample(target, final="draw", **path, **options)
-    # Var E[X | ybar] = 1 / (1 + noise^2 / observations)
-    shrunk = 1 / (1 + 1.5**2 / 8)
+    # Var E[X | ybar] = 1 / (1 + noise^2 / observations), and eight are too few
+    num_looks = 25
+    shrunk = 1 / (1 + 1.5**2 / num_looks)
     # one standard error of a variance over three coordinates is 2 %
     assert abs(jumped.position.var() / shrunk - 1) < 0.09
     assert abs(drawn.position.var() - 1) < 0.09
     # one estimate of D more than the observations, and the evaluation of its end
     told = SPEC.gradients(Options(final="jump", **path), params, target)
     assert (info.num_grad_evals == told).all()
-    assert (info.num_grad_evals == (8 * 6 + 1) * 2 + 1).all()
+    assert (info.num_grad_evals == (num_looks * 6 + 1) * 2 + 1).all()
     assert np.isnan(info.acceptance_rate).all()
 
 
@@ -50,3 +53,40 @@ def test_density_with_holes_never_yields_a_draw_in_one():
     states, _, _ = sample(target, spec=SPEC, num_warmup=20, num_samples=300)
     assert np.isfinite(states.logdensity).all()
     assert (np.abs(states.position[:, 0]) >= 0.3).all()
+
+
+def test_jump_to_a_mean_is_raised_or_refused_by_the_width_of_the_modes():
+    """noise / sqrt(M) <= .3 widths, or no draw at all."""
+
+    def chosen(width, final="jump"):
+        modes = modes_of(
+            jnp.zeros((2, 3)),
+            jnp.full((2, 3), width),
+            jnp.broadcast_to(jnp.eye(3), (2, 3, 3)),
+            jnp.asarray([0.0, -jnp.inf]),
+        )
+        number, refused = clc._num_looks(Options(final=final), jnp.asarray(1.0), modes)
+        return int(number), bool(refused)
+
+    assert chosen(2.0) == (24, False)
+    number, refused = chosen(0.25)
+    assert not refused
+    assert 1.5 / number**0.5 <= 0.3 * 0.25 < 1.5 / (number - 1) ** 0.5
+    assert chosen(0.1) == (24, True)
+    assert chosen(0.1, "draw") == (24, False)
+
+
+@pytest.mark.slow
+def test_a_refused_jump_is_divergent_and_moves_nowhere():
+    """Two Gaussians 64 apart: the widths are a 26th of the posterior's."""
+
+    def logdensity(x):
+        near = jnp.log(0.8) - 0.5 * jnp.sum(x**2)
+        return jnp.logaddexp(near, jnp.log(0.2) - 0.5 * jnp.sum((x - 64.0) ** 2))
+
+    target = Target(logdensity, jnp.zeros(2))
+    states, info, _ = sample(
+        target, spec=SPEC, num_warmup=2, num_samples=20, final="jump"
+    )
+    assert np.all(info.is_divergent)
+    assert len(np.unique(states.position[:, 0])) == 1

@@ -18,7 +18,10 @@ It differs from the paper in that D is estimated by a few Langevin steps that st
 draw from a pilot's modes as ybar_m sees them, and in the end: the paper's jump to
 D(ybar_M, sigma/sqrt(M)), a conditional mean, shrinks the law by about sigma^2/M, so the
 default draws from pi(x) N(x; ybar_M, sigma^2/M) by Metropolis-adjusted Langevin and
-then makes the moves on pi itself of `paths.polish`.
+then makes the moves on pi itself of `paths.polish`. For the paper's jump M is raised
+until sigma/sqrt(M) is at most 0.3 widths of the narrowest mode, where variances are 8 %
+too small. Where that takes more than 1,000 observations, every transition is refused:
+it is divergent, and the chain stays where it is.
 """
 
 from dataclasses import dataclass
@@ -26,7 +29,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from nutfree.modes.mixture import modes_of
+from nutfree.modes.mixture import Modes, modes_of
 from nutfree.paths.base import PathInfo as CLCInfo
 from nutfree.paths.base import PathState as CLCState
 from nutfree.paths.base import Posterior, final_gradients, init, path_kernel, path_spec
@@ -43,11 +46,18 @@ FAST_STEP_SIZE = 0.5
 #: Step of the observations' dynamics, in units of sigma; stable below two. With two
 #: steps each, their mean then has its variance on a Gaussian within a tenth.
 OBSERVATION_STEP_SIZE = 1.4
+#: Noise sigma/sqrt(M) up to which a conditional mean is taken for a draw, in widths of
+#: the narrowest mode.
+JUMP_NOISE = 0.3
+#: Observations beyond which the conditional mean is refused.
+MAX_LOOKS = 1000
 
 
 @dataclass(frozen=True)
 class _ObservationOptions:
-    num_looks: int = option(24, "noisy observations M, accumulated", ge=1)
+    num_looks: int = option(
+        24, "noisy observations M, accumulated; at least, for the paper's jump", ge=1
+    )
     noise: float = option(1.5, "sigma of an observation, in units of base_scale", gt=0)
     num_look_steps: int = option(
         2, "underdamped Langevin steps for each observation", ge=1
@@ -81,10 +91,11 @@ def build_kernel(options=Options()):
             restart_above=0.0,
         )
         u = posterior.previous.u
+        num_looks, refused = _num_looks(options, posterior.base_scale, posterior.modes)
         path = observations_path(
             path_key,
             denoiser,
-            options.num_looks,
+            num_looks,
             dim=u.size,
             base_scale=posterior.base_scale,
             noise=jnp.asarray(options.noise * posterior.base_scale, u.dtype),
@@ -95,11 +106,25 @@ def build_kernel(options=Options()):
             end = denoiser.step(
                 end_key, path.carry, path.observation, path.noise, path.spent
             )
-            return end[0].mean, end[2]
+            return jnp.where(refused, jnp.nan, end[0].mean), end[2]
         return _draw_given(end_key, path, posterior, options.num_tilted_steps)
 
     # the jump is where the paper ends
     return path_kernel(walk, options.num_jumps, polished=not jumps)
+
+
+def _num_looks(options: Options, base_scale, modes: Modes):
+    """Observations M, and whether the jump to a conditional mean is refused."""
+    if options.final != "jump":
+        return options.num_looks, False
+    known = jnp.isfinite(modes.log_weight)[:, None]
+    narrowest = jnp.min(jnp.where(known, modes.width, jnp.inf))
+    needed = jnp.ceil((options.noise * base_scale / (JUMP_NOISE * narrowest)) ** 2)
+    most = max(MAX_LOOKS, options.num_looks)
+    # what is refused costs as little as it can
+    refused = ~(needed <= most)
+    raised = jnp.clip(jnp.where(refused, 0, needed), options.num_looks, most)
+    return raised.astype(int), refused
 
 
 def _draw_given(
@@ -130,7 +155,8 @@ def _draw_given(
 
 
 def _gradients(options: Options, params: dict, target):
-    steps = options.num_looks * options.num_look_steps
+    num_looks, _ = _num_looks(options, params["base_scale"], params["modes"])
+    steps = num_looks * options.num_look_steps
     path = steps * options.num_fast_steps
     if options.final == "jump":
         return path + options.num_fast_steps + 1
@@ -148,6 +174,7 @@ SPEC = path_spec(
     options=Options,
     gradients=_gradients,
     bias="final='jump' makes no such moves, and shrinks the law by about "
-    "noise^2 / num_looks",
+    "noise^2 / num_looks; it raises num_looks until that is 8 % of a mode's variance, "
+    "and refuses, with every transition divergent, where that takes more than 1,000",
     recommended=True,
 )

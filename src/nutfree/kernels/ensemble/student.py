@@ -55,6 +55,13 @@ def one_component(center, root, num_components: int) -> StudentMixture:
     )
 
 
+def together(a: StudentMixture, b: StudentMixture, share: float) -> StudentMixture:
+    """The mixture of two mixtures, `b` with this share."""
+    a = a._replace(log_weight=a.log_weight + jnp.log1p(-share))
+    b = b._replace(log_weight=b.log_weight + jnp.log(share))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), a, b)
+
+
 def draw(rng_key, mixture: StudentMixture) -> jax.Array:
     """One draw, `(d,)`."""
     which_key, normal_key, tail_key = jax.random.split(rng_key, 3)

@@ -9,6 +9,8 @@ q_r, and the points of the last R rounds have weights
 to which the next mixture is fitted. The temperature t is the largest that leaves a
 tenth of these points effective, until it is 1. The first rounds, one for two
 dimensions and at most R, all draw from q_0, so that no mode is lost before it is seen.
+The last mixture fitted at t < 1 keeps a share of q, so that pi / q stays small in tails
+where the fit at t = 1 has no points.
 """
 
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from nutfree.kernels.ensemble.student import (
     fit,
     log_density,
     one_component,
+    together,
 )
 from nutfree.numerics.evaluation import select
 from nutfree.target import Target
@@ -33,6 +36,8 @@ from nutfree.target import Target
 NUM_KEPT = 4
 #: Effective share of the kept points on the way, t < 1.
 TARGET_SHARE = 0.1
+#: Weight in q of the last mixture that was fitted at t < 1.
+WIDE_SHARE = 0.15
 #: Rounds at t = 1 after which the fit ends, at the latest.
 MAX_FULL = 5
 #: Growth of the effective share of a round that is worth another one.
@@ -77,6 +82,7 @@ class _Kept(NamedTuple):
 
 class _Rounds(NamedTuple):
     mixture: StudentMixture
+    wide: StudentMixture
     temperature: jax.Array
     kept: _Kept
     share: jax.Array
@@ -183,6 +189,7 @@ def fit_tempered(
         num_full = state.num_full + (temperature >= 1)
         return _Rounds(
             select(usable, fitted, state.mixture),
+            select(usable & (temperature < 1), fitted, state.wide),
             temperature,
             kept,
             share,
@@ -204,7 +211,7 @@ def fit_tempered(
         jnp.zeros(NUM_KEPT, bool),
     )
     zero = jnp.asarray(0)
-    start = _Rounds(base, none, kept, none, zero, jnp.asarray(True), zero, zero)
+    start = _Rounds(base, base, none, kept, none, zero, jnp.asarray(True), zero, zero)
     end = jax.lax.while_loop(unfinished, one_round, start)
     weights, _ = log_weights(end.kept, end.temperature)
     weights = jnp.where(jnp.any(jnp.isfinite(weights)), weights, 0.0)
@@ -214,10 +221,10 @@ def fit_tempered(
     last = jax.tree.map(lambda leaf: leaf[0], end.kept)
     ratios = last.logdensity - log_density(last.mixtures, last.points)
     return Fit(
-        end.mixture,
+        together(end.mixture, end.wide, WIDE_SHARE),
         end.temperature,
         end.share,
-        _expected_acceptance(ratios),
+        (1 - WIDE_SHARE) * _expected_acceptance(ratios),
         end.kept.points.reshape(-1, d)[chosen],
         end.kept.logdensity.ravel()[chosen],
         end.num_density_evals,

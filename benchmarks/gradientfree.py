@@ -1,0 +1,322 @@
+"""Sampling without gradients: effective draws at equal density evaluations.
+
+Everything counts towards the 131,072 evaluations: pilot, warm-up, burn-in. A figure is
+how many exact, independent draws have the mean squared error that the means, or the
+standard deviations, had over all coordinates and seeds. Peers: NumPyro's AIES, emcee's
+stretch move and its mix of differential evolution and snooker, BlackJAX's random walk.
+NUTS, which uses gradients, stands beside them where one exists; for it a gradient
+counts as an evaluation. emcee is run where it can be imported (`pip install emcee`).
+
+All start from the same wide law, N(0, 5^2) in every coordinate; ensembles of walkers
+drop the first quarter of their steps. Every target has an exact sampler.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from numpyro.infer import AIES, MCMC
+
+import nutfree as nf
+from nutfree import registry
+from nutfree.hosts import chain
+
+BUDGET = 131_072
+START_SCALE = 5.0
+NUM_EXACT = 500_000
+#: Part of an ensemble of walkers' steps that is dropped.
+BURN_IN = 0.25
+NUM_WARMUP = {"ensemble": 100, "blackjax.rmh": 10_000, "blackjax.nuts": 500}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A log density of `(d,)`, and `exact(rng, n)`, draws `(n, d)` of it.
+
+    `centers`, `(modes, d)`, are there where weights of modes are compared.
+    """
+
+    name: str
+    dim: int
+    logdensity: Callable
+    exact: Callable[[np.random.Generator, int], NDArray]
+    centers: NDArray | None = None
+
+
+def gaussian(name: str, covariance: NDArray) -> Problem:
+    precision = jnp.asarray(np.linalg.inv(covariance), jnp.float32)
+    root, dim = np.linalg.cholesky(covariance), len(covariance)
+    return Problem(
+        name,
+        dim,
+        lambda x: -0.5 * x @ precision @ x,
+        lambda rng, n: rng.standard_normal((n, dim)) @ root.T,
+    )
+
+
+def correlated(dim: int = 5) -> Problem:
+    root = np.random.default_rng(dim).normal(size=(dim, dim))
+    return gaussian("Gaussian d=5", root @ root.T / dim + 0.1 * np.eye(dim))
+
+
+def autoregressive(dim: int = 20) -> Problem:
+    scales, lags = np.geomspace(0.3, 3, dim), np.subtract.outer(range(dim), range(dim))
+    return gaussian("AR .9 d=20", 0.9 ** np.abs(lags) * np.outer(scales, scales))
+
+
+def banana() -> Problem:
+    """x0 of sd 1, x1 = 10 (x0^2 - 1) + noise, of sd 14."""
+
+    def logdensity(x):
+        return -0.5 * x[0] ** 2 - 0.5 * (x[1] - 10 * (x[0] ** 2 - 1)) ** 2
+
+    def exact(rng, n):
+        x, noise = rng.standard_normal((2, n))
+        return np.stack([x, 10 * (x**2 - 1) + noise], 1)
+
+    return Problem("banana", 2, logdensity, exact)
+
+
+def eight_modes(dim: int) -> Problem:
+    """Unit Gaussians at centres uniform in [-8, 8]^d, weights 1/36 to 8/36."""
+    centers = np.random.default_rng(dim).uniform(-8, 8, (8, dim))
+    weights = np.arange(1, 9) / 36
+    at, log_weights = jnp.asarray(centers, jnp.float32), jnp.log(jnp.asarray(weights))
+
+    def logdensity(x):
+        return jax.nn.logsumexp(log_weights - 0.5 * jnp.sum((x - at) ** 2, axis=1))
+
+    def exact(rng, n):
+        chosen = rng.choice(8, size=n, p=weights)
+        return centers[chosen] + rng.standard_normal((n, dim))
+
+    return Problem(f"8 modes d={dim}", dim, logdensity, exact, centers)
+
+
+def student(dim: int = 5, freedom: int = 5) -> Problem:
+    def logdensity(x):
+        return -0.5 * (freedom + dim) * jnp.log1p(jnp.sum(x**2) / freedom)
+
+    def exact(rng, n):
+        tails = np.sqrt(rng.chisquare(freedom, (n, 1)) / freedom)
+        return rng.standard_normal((n, dim)) / tails
+
+    return Problem("Student t d=5", dim, logdensity, exact)
+
+
+def source_location() -> Problem:
+    """Place and log strength of a source from six noisy sensors in a plane."""
+    rng = np.random.default_rng(1)
+    sensors, truth = rng.uniform(-1, 1, (6, 2)), np.asarray([0.4, -0.3, 0.2])
+
+    def signal(p, xp):
+        squares = ((sensors - p[..., None, :2]) ** 2).sum(-1) + 0.01
+        return -0.5 * xp.exp(p[..., 2:]) * xp.log(squares)
+
+    data = signal(truth, np) + 0.3 * rng.normal(size=6)
+
+    def density(p, xp):
+        misfit = (((signal(p, xp) - data) / 0.3) ** 2).sum(-1)
+        return -0.5 * misfit - 0.5 * (p**2).sum(-1)
+
+    def exact(rng, n):
+        axes = [np.linspace(-4, 4, 161)] * 2 + [np.linspace(-4, 3, 141)]
+        return from_grid(rng, n, lambda p: density(p, np), axes)
+
+    return Problem("source d=3", 3, lambda x: density(x, jnp), exact)
+
+
+def eight_schools() -> Problem:
+    """Non-centred; mu and log tau have a marginal in closed form."""
+    y = np.asarray([28, 8, -3, 7, -1, 1, 18, 12.0])
+    sigma = np.asarray([15, 10, 16, 11, 9, 11, 10, 18.0])
+
+    def logdensity(p):
+        tau = jnp.exp(p[1])
+        rows = (y - p[0] - tau * p[2:]) / sigma
+        prior = -(p[0] ** 2) / 50 + p[1] - jnp.log1p(tau**2 / 25)
+        return prior - 0.5 * jnp.sum(rows**2) - 0.5 * jnp.sum(p[2:] ** 2)
+
+    def marginal(p):
+        mu, tau = p[..., :1], np.exp(p[..., 1:])
+        variance = sigma**2 + tau**2
+        rows = -0.5 * (y - mu) ** 2 / variance - 0.5 * np.log(variance)
+        prior = -(mu**2) / 50 + p[..., 1:] - np.log1p(tau**2 / 25)
+        return rows.sum(-1) + prior[..., 0]
+
+    def exact(rng, n):
+        axes = [np.linspace(-25, 35, 601), np.linspace(-12, 7, 951)]
+        p = from_grid(rng, n, marginal, axes)
+        mu, tau = p[:, :1], np.exp(p[:, 1:])
+        variance = 1 / (1 + (tau / sigma) ** 2)
+        mean = variance * tau * (y - mu) / sigma**2
+        noise = rng.standard_normal((n, 8))
+        return np.concatenate([p, mean + np.sqrt(variance) * noise], 1)
+
+    return Problem("eight schools d=10", 10, logdensity, exact)
+
+
+def from_grid(rng, n: int, logdensity, axes) -> NDArray:
+    """Draws of a density on a grid, uniform within its cells."""
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
+    p = np.exp((value := logdensity(points)) - value.max())
+    chosen = np.searchsorted(np.cumsum(p) / p.sum(), rng.random(n))
+    widths = np.asarray([a[1] - a[0] for a in axes])
+    return points[chosen] + widths * (rng.random((n, len(axes))) - 0.5)
+
+
+# contenders: `(problem, seeds) -> one array of draws (n, d) for each seed`
+
+
+def of_kernel(name: str, problem: Problem, seeds: int) -> list[NDArray]:
+    """A registered kernel, one chain a seed, until the evaluations are spent."""
+    spec = registry.get(name)
+    algorithm, num_warmup = chain.algorithm(spec, {}), NUM_WARMUP[name]
+    target = nf.Target(problem.logdensity, jnp.zeros(problem.dim))
+    num_draws = BUDGET // (4 if name == "blackjax.nuts" else 1)
+
+    @jax.jit
+    def run(keys):
+        def one(key):
+            keys = jax.random.split(key, 4)
+            # the ensemble's pilot starts there by itself
+            first = START_SCALE * jax.random.normal(keys[3], (problem.dim,))
+            first = jnp.zeros(problem.dim) if name == "ensemble" else first
+            begun = chain.begin(algorithm, target, keys[0], keys[1], first, num_warmup)
+
+            def step(state, key):
+                state, info = chain.advance(algorithm, target, key, state, num_warmup)
+                spent = getattr(info, "num_density_evals", 0) + getattr(
+                    info, "num_grad_evals", 0
+                )
+                return state, (state.kernel_state.position, spent)
+
+            keys = jax.random.split(keys[2], num_warmup + num_draws)
+            before = begun.adapt_state.num_density_evals
+            before = before + begun.adapt_state.num_grad_evals
+            return *jax.lax.scan(step, begun, keys)[1], before
+
+        return jax.vmap(one)(keys)
+
+    x, spent, before = run(jax.random.split(jax.random.key(1), seeds))
+    total = np.asarray(before)[:, None] + np.cumsum(np.asarray(spent), axis=1)
+    x = np.asarray(x, float)
+    return [d[num_warmup:][t[num_warmup:] <= BUDGET] for d, t in zip(x, total)]
+
+
+def num_walkers(problem: Problem) -> int:
+    return max(32, 4 * problem.dim)
+
+
+def of_aies(problem: Problem, seeds: int) -> list[NDArray]:
+    walkers = num_walkers(problem)
+    steps = BUDGET // walkers
+    burn_in = int(BURN_IN * steps)
+    mcmc = MCMC(
+        AIES(
+            potential_fn=lambda x: -problem.logdensity(x),
+            moves={AIES.DEMove(): 0.5, AIES.StretchMove(): 0.5},
+        ),
+        num_warmup=burn_in,
+        num_samples=steps - burn_in,
+        num_chains=walkers,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    found = []
+    for seed in range(seeds):
+        keys = jax.random.split(jax.random.key(seed))
+        first = START_SCALE * jax.random.normal(keys[0], (walkers, problem.dim))
+        mcmc.run(keys[1], init_params=first)
+        found.append(np.asarray(mcmc.get_samples(), float))
+    return found
+
+
+def of_emcee(moves: str, problem: Problem, seeds: int) -> list[NDArray]:
+    import emcee
+
+    walkers = num_walkers(problem)
+    steps = BUDGET // walkers
+    density = jax.jit(jax.vmap(problem.logdensity))
+    chosen: Any = {
+        "stretch": emcee.moves.StretchMove(),
+        "DE and snooker": [
+            (emcee.moves.DEMove(), 0.8),
+            (emcee.moves.DESnookerMove(), 0.2),
+        ],
+    }[moves]
+    found = []
+    for seed in range(seeds):
+        np.random.seed(seed)  # noqa: NPY002, emcee's
+        rng = np.random.default_rng(seed)
+        sampler = emcee.EnsembleSampler(
+            walkers,
+            problem.dim,
+            lambda x: np.asarray(density(jnp.asarray(x, jnp.float32)), float),
+            moves=chosen,
+            vectorize=True,
+        )
+        sampler.run_mcmc(START_SCALE * rng.normal(size=(walkers, problem.dim)), steps)
+        found.append(sampler.get_chain(discard=int(BURN_IN * steps), flat=True))
+    return found
+
+
+def effective(problem: Problem, runs: list[NDArray]) -> tuple[float, float, float]:
+    """Exact draws with the errors of the means and of the sds, and the mean total
+    variation of the modes' shares."""
+    exact = problem.exact(np.random.default_rng(0), NUM_EXACT)
+    mean, sd = exact.mean(0), exact.std(0)
+    kurtosis = (((exact - mean) / sd) ** 4).mean(0)
+    of_means = np.mean([((x.mean(0) - mean) / sd) ** 2 for x in runs])
+    of_sds = np.mean([(x.std(0) / sd - 1) ** 2 * 4 / (kurtosis - 1) for x in runs])
+    variation = np.nan
+    if problem.centers is not None:
+        truth = shares(exact, problem.centers)
+        found = [shares(x, problem.centers) for x in runs]
+        variation = np.mean([0.5 * np.abs(s - truth).sum() for s in found])
+    return 1 / of_means, 1 / of_sds, float(variation)
+
+
+def shares(x: NDArray, centers: NDArray) -> NDArray:
+    distances = [((x - center) ** 2).sum(1) for center in centers]
+    nearest = np.argmin(distances, axis=0)
+    return np.bincount(nearest, minlength=len(centers)) / len(x)
+
+
+def contenders() -> dict[str, Callable[[Problem, int], list[NDArray]]]:
+    found: dict[str, Callable] = {"ensemble": lambda *a: of_kernel("ensemble", *a)}
+    found["NumPyro AIES"] = of_aies
+    if importlib.util.find_spec("emcee"):
+        found["emcee stretch"] = lambda *a: of_emcee("stretch", *a)
+        found["emcee DE, snooker"] = lambda *a: of_emcee("DE and snooker", *a)
+    found["blackjax.rmh"] = lambda *a: of_kernel("blackjax.rmh", *a)
+    found["blackjax.nuts (gradients)"] = lambda *a: of_kernel("blackjax.nuts", *a)
+    return found
+
+
+def problems() -> list[Problem]:
+    modes = (eight_modes(2), eight_modes(8))
+    first = (correlated(), autoregressive(), banana())
+    return [*first, *modes, student(), source_location(), eight_schools()]
+
+
+def run(quick: bool = False, only: str = "") -> pd.DataFrame:
+    seeds = 2 if quick else 8
+    chosen = [p for p in problems() if only in p.name]
+    if quick and not only:
+        chosen = [p for p in chosen if p.dim == 2]
+    rows = []
+    for problem in chosen:
+        for name, contender in contenders().items():
+            if quick and "nuts" in name:
+                continue
+            means, sds, variation = effective(problem, contender(problem, seeds))
+            rows.append((problem.name, name, means, sds, variation))
+    columns = ["target", "sampler", "draws (means)", "draws (sds)", "modes TV"]
+    return pd.DataFrame(rows, columns=columns)

@@ -1,0 +1,153 @@
+"""Black boxes: values, batches, errors that are counted, values that are kept."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import nutfree as nf
+
+
+def potential(position):
+    """Refuses what NumPy functions refuse: a tracer."""
+    return -0.5 * float(np.sum(np.asarray(position["x"]) ** 2)) + float(position["y"])
+
+
+def stacked(n):
+    x = np.arange(2 * n, dtype=np.float32).reshape(n, 2)
+    return {"x": jnp.asarray(x), "y": jnp.arange(n, dtype=jnp.float32)}
+
+
+def test_values_under_jit_and_vmap_are_the_functions():
+    box = nf.blackbox(potential)
+    positions = stacked(5)
+    found = jax.jit(jax.vmap(box))(positions)
+    rows = [jax.tree.map(lambda a, i=i: a[i], positions) for i in range(5)]
+    np.testing.assert_allclose(found, [potential(row) for row in rows])
+    assert box.num_calls == 5
+    # a leaf that is shared by the batch
+    shared = jax.vmap(lambda y: box({"x": jnp.ones(2), "y": y}))(positions["y"])
+    np.testing.assert_allclose(shared, np.arange(5) - 1.0)
+
+
+def test_a_batch_is_handed_over_in_parts():
+    sizes = []
+
+    def several(position):
+        sizes.append(len(position["y"]))
+        return -0.5 * np.sum(position["x"] ** 2, axis=1) + position["y"]
+
+    positions = stacked(5)
+    one_by_one = jax.vmap(nf.blackbox(potential))(positions)
+    together = jax.vmap(nf.blackbox(several, batch=2))(positions)
+    np.testing.assert_allclose(together, one_by_one)
+    assert sorted(sizes) == [1, 2, 2]
+
+
+def test_exceptions_are_counted_and_the_others_have_their_values():
+    def fails(position):
+        if position["y"] == 2:
+            raise RuntimeError("no convergence")
+        return potential(position)
+
+    box = nf.blackbox(fails)
+    with pytest.warns(UserWarning, match="no convergence"):
+        found = np.asarray(jax.vmap(box)(stacked(4)))
+    assert list(np.isnan(found)) == [False, False, True, False]
+    assert (box.num_calls, box.num_errors) == (4, 1)
+    with pytest.raises(Exception, match="no convergence"):
+        jax.block_until_ready(
+            jax.vmap(nf.blackbox(fails, on_error="raise"))(stacked(4))
+        )
+
+
+def test_eight_calls_run_side_by_side():
+    """All eight wait until eight have begun; one after the other they would never."""
+    together = threading.Barrier(8, timeout=60)
+
+    def waits(position):
+        together.wait()
+        return potential(position)
+
+    with ThreadPoolExecutor(8) as executor:
+        box = nf.blackbox(waits, executor=executor)
+        assert np.all(np.isfinite(jax.vmap(box)(stacked(8))))
+
+
+def test_known_values_are_not_computed_again_by_a_later_process(tmp_path):
+    positions = stacked(6)
+    first = nf.blackbox(potential, cache=tmp_path / "known")
+    values = jax.vmap(first)(positions)
+    later = nf.blackbox(potential, cache=tmp_path / "known")
+    np.testing.assert_array_equal(jax.vmap(later)(positions), values)
+    assert (first.num_calls, later.num_calls, later.num_cached) == (6, 0, 6)
+
+
+def test_what_cannot_be_is_refused_with_what_to_write():
+    for wrong, said in (
+        ({"batch": 0}, "at least 1"),
+        ({"on_error": "ignore"}, "reject"),
+        ({"executor": 8}, "ThreadPoolExecutor"),
+    ):
+        with pytest.raises(nf.InvalidOption, match=said):
+            nf.blackbox(potential, **wrong)
+    with pytest.raises(nf.InvalidOption, match="function"):
+        nf.blackbox(3)
+
+
+SMALL = {"num_pilot_draws": 128, "max_pilot_rounds": 8, "num_components": 2}
+
+
+@pytest.mark.slow
+def test_a_density_that_raises_gives_the_truncated_posterior():
+    """N(0, 1) without x > 1.6449, a twentieth of it: mean -.1086; three errors."""
+
+    def fails(position):
+        if position > 1.6448536:
+            raise RuntimeError("no convergence")
+        return 0.5 * float(position) ** 2
+
+    box = nf.blackbox(fails)
+    with pytest.warns(UserWarning, match="no convergence"):
+        tree = nf.sample(
+            nf.kernel("ensemble", potential_fn=box, **SMALL),
+            num_warmup=50,
+            num_samples=3000,
+            init_params=jnp.zeros(4),
+            progress_bar=False,
+        )
+    x = tree["posterior"]["x"].values
+    truth = -np.exp(-0.5 * 1.6448536**2) / np.sqrt(2 * np.pi) / 0.95
+    from arviz_stats.base import array_stats
+
+    error = x.std() / np.sqrt(array_stats.ess(x, method="mean"))
+    assert x.max() < 1.6449
+    assert abs(x.mean() - truth) < 3 * error
+    assert tree["sample_stats"]["num_not_finite"].sum() > 0
+    assert box.num_errors > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ensemble", "blackjax.rmh"])
+def test_a_model_with_a_black_box_inside_is_sampled(name):
+    box = nf.blackbox(lambda position: -0.5 * float((position["mu"] - 1.0) ** 2) / 0.04)
+
+    def model():
+        mu = numpyro.sample("mu", dist.Normal(0, 5))
+        numpyro.factor("data", box({"mu": mu}))
+
+    options = SMALL if name == "ensemble" else {}
+    tree = nf.sample(
+        nf.kernel(name, model, **options),
+        num_warmup=300,
+        num_samples=1000,
+        progress_bar=False,
+    )
+    mu = tree["posterior"]["mu"].values
+    assert abs(mu.mean() - 1.0) < 0.05
+    assert abs(mu.std() / 0.2 - 1) < 0.15

@@ -151,3 +151,21 @@ def test_bad_options(model_file):
     assert "Did you mean 'step_size'" in refused(*sample, "step_sise=0.1")
     assert "step_size" in refused(*sample, "step_size=-1")
     assert refused("sample", model_file, "--kernel", "mala", "--num-chains", "0")
+
+
+def test_the_version_is_shown():
+    import nutfree
+
+    shown = CliRunner().invoke(app, ["--version"])
+    assert (shown.exit_code, shown.output) == (0, f"nutfree {nutfree.__version__}\n")
+
+
+def test_data_may_be_called_like_a_setting(tmp_path):
+    path = tmp_path / "seeded.py"
+    path.write_text(
+        MODEL.replace("model(y)", "model(y, seed=0)").replace(
+            'return {"y"', 'return {"seed": 3, "y"'
+        )
+    )
+    done = CliRunner().invoke(app, ["recommend", str(path)])
+    assert done.exit_code == 0, done.output

@@ -75,6 +75,13 @@ __all__ = [
 _REPORT = ("check", "compare", "cross_check", "recommend", "to_arviz")
 
 
+def __dir__() -> list[str]:
+    from nutfree.registry import specs
+
+    own = [name for name, spec in specs().items() if spec.mcmc_kernel is None]
+    return sorted({*globals(), *__all__, *(n for n in own if n.isidentifier())})
+
+
 def __getattr__(name: str):
     """The report, imported when used, and `nutfree.<kernel>` in BlackJAX's form."""
     if name in _REPORT:

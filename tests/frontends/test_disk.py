@@ -121,6 +121,86 @@ def test_what_is_no_data_is_refused(given, message):
         nf.rows(**given)
 
 
+def _npy(content, cut=None):
+    def make(folder):
+        path = folder / "x.npy"
+        np.save(path, content, allow_pickle=True)
+        if cut is not None:
+            path.write_bytes(path.read_bytes()[:cut])
+        return {"x": path}
+
+    return make
+
+
+def _file(name, content):
+    def make(folder):
+        (folder / name).write_bytes(content)
+        return {"x": folder / name}
+
+    return make
+
+
+def _zarr_without_a_chunk(folder):
+    zarr.create_array(folder / "x.zarr", data=np.ones(100), chunks=(10,))
+    for chunk in (folder / "x.zarr" / "c").iterdir():
+        chunk.write_bytes(b"damaged")
+    return {"x": folder / "x.zarr"}
+
+
+GOOD = np.arange(40.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_npy(np.array(["a", 1], object)), "holds Python objects"),
+        (_npy(GOOD, cut=200), "cannot be read from"),
+        (_npy(GOOD, cut=0), "cannot be read from"),
+        (_npy(GOOD, cut=50), "cannot be read from"),
+        (_file("x.npy", b"garbage" * 9), "cannot be read from"),
+        (_npy(np.array(["2020-01-01"], "datetime64[D]")), "dates as numbers of days"),
+        (_npy(np.array(["a", "b"])), "categories as integers"),
+        (_npy(np.ones(3, complex)), "two columns"),
+        (_npy(np.zeros(3, [("a", float), ("b", int)])), "real numbers"),
+        (lambda folder: {"x": folder / "absent.npy"}, "there is nothing"),
+        (lambda folder: {"x": folder}, "cannot be read from"),
+        (_file("x.zarr", b"garbage"), "cannot be read from"),
+        (_zarr_without_a_chunk, r"of 'x' cannot be read"),
+        (_npy(np.where(GOOD == 7, np.nan, GOOD)), "a NaN or an infinity in row 7"),
+        (_npy(np.where(GOOD == 7, -np.inf, GOOD)), "a NaN or an infinity in row 7"),
+        (_npy(np.where(GOOD == 7, 1e300, GOOD)), "too large for float32 in row 7"),
+        (_npy(np.full(9, 2**40)), "enable_x64"),
+        *(
+            (lambda folder, how=how: {"x": GOOD, **how}, "at least 1")
+            for how in (
+                {"window_rows": 0},
+                {"window_rows": -5},
+                {"window_rows": "a"},
+                {"block_rows": 2.5},
+                {"block_rows": True},
+            )
+        ),
+    ],
+)
+def test_damaged_or_useless_rows_are_refused_with_file_and_row(make, message, tmp_path):
+    def read():
+        source = nf.rows(**make(tmp_path))["x"].source
+        return source.read(0, source.num_data)
+
+    with pytest.raises(nf.InvalidData, match=message):
+        read()
+
+
+def test_a_damaged_parquet_file_is_refused(tmp_path):
+    pytest.importorskip("pyarrow")
+    for content in (b"", b"garbage" * 9):
+        (tmp_path / "x.parquet").write_bytes(content)
+        with pytest.raises(nf.InvalidData, match="as Parquet"):
+            nf.rows(tmp_path / "x.parquet", x="a")
+    with pytest.raises(nf.InvalidData, match="as Parquet"):
+        nf.rows(tmp_path / "absent.parquet", x="a")
+
+
 def test_rows_on_disk_do_not_become_an_array_unnoticed():
     with pytest.raises(nf.InvalidData, match=r"Pass it to nutfree\.sample"):
         np.asarray(nf.rows(X=np.zeros((5, 2)))["X"])

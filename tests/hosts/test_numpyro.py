@@ -1,5 +1,8 @@
 """A registered kernel does what NumPyro's own kernels do under `MCMC`."""
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,7 +127,57 @@ def test_model_and_potential_together_are_refused():
     with pytest.raises(nf.InvalidOption, match="either a model or potential_fn"):
         nf.kernel("toy", regression, potential_fn=lambda x: x)
     with pytest.raises(nf.InvalidOption, match="either a model or potential_fn"):
-        nf.kernel("toy")
+        nf.kernel("toy", step_size=0.1)
+
+
+def test_a_name_alone_is_to_look_at():
+    alone = nf.kernel("toy")
+    assert "step_size" in alone.options.index
+    assert 'nutfree.kernel("toy", model)' in repr(alone)
+    with pytest.raises(nf.InvalidOption, match="pass a kernel"):
+        nf.sample(alone)
+    kernel = nf.kernel("toy", regression, step_size=0.1)
+    assert repr(kernel) == 'nutfree.kernel("toy", regression, step_size=0.1)'
+    assert {"mala", "compare", "multiscale"} <= set(dir(nf))
+
+
+def test_kernels_and_runs_pickle_and_go_on():
+    kernel = nf.kernel("toy", regression, step_size=0.1)
+    mcmc = short(kernel, num_chains=2, chain_method="vectorized")
+    mcmc.post_warmup_state = mcmc.last_state
+    copied = pickle.loads(pickle.dumps(mcmc))
+    for run in (mcmc, copied):
+        run.run(jax.random.key(1), **DATA)
+    first, second = (run.get_samples()["beta"] for run in (mcmc, copied))
+    np.testing.assert_array_equal(first, second)
+    potential = pickle.loads(pickle.dumps(nf.kernel("toy", potential_fn=_square)))
+    assert repr(potential) == 'nutfree.kernel("toy", _square)'
+    assert float(potential.target()(2.0)) == -4.0
+
+
+def _square(x):
+    return x**2
+
+
+def test_one_kernel_runs_in_several_threads():
+    kernel = nf.kernel("toy", regression)
+
+    def drawn(seed):
+        tree = nf.sample(
+            kernel,
+            **DATA,
+            num_warmup=5,
+            num_samples=10,
+            num_chains=1,
+            seed=seed,
+            progress_bar=False,
+        )
+        return tree["posterior"]["beta"].values
+
+    alone = [drawn(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(drawn, range(4)))
+    np.testing.assert_array_equal(alone, together)
 
 
 def test_missing_capability_names_the_kernel_the_part_and_the_line_to_write():

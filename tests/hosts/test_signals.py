@@ -15,8 +15,11 @@ from nutfree.hosts.interrupts import Interrupts
 from nutfree.hosts.underway import Pace
 
 _SCRIPT = """
-import sys, warnings, numpyro, numpyro.distributions as dist, nutfree as nf
+import signal, sys, warnings
+import numpyro, numpyro.distributions as dist, nutfree as nf
 warnings.simplefilter("ignore")
+# a shell starts what it puts into the background with Ctrl-C ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def model():
     numpyro.sample("x", dist.Normal())

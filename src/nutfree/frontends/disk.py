@@ -9,6 +9,7 @@ unbiased.
 
 from __future__ import annotations
 
+import numbers
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,15 @@ class Source:
                 'jax.config.update("jax_enable_x64", True).'
             )
         self.devices = list(jax.local_devices() if devices is None else devices)
+        for what, size in (("window_rows", window_rows), ("block_rows", block_rows)):
+            if size is not None and (
+                not isinstance(size, numbers.Integral)
+                or isinstance(size, bool)
+                or size < 1
+            ):
+                raise InvalidData(
+                    f"{what} is {size!r}; write a whole number that is at least 1."
+                )
         parts = len(self.devices)
         row_bytes = sum(
             r.dtype.itemsize * int(np.prod(r.shape[1:])) for r in self.readers.values()
@@ -81,6 +91,8 @@ class Source:
             block_rows = chunk if len(self.edges) > 2 else BLOCK_ROWS
             block_rows = min(block_rows, self.window_rows // MIN_BLOCKS)
         self.block_rows = max(min(block_rows, self.window_rows), 1)
+        #: Why a program that reads rows has ended, where they are why.
+        self.failed: InvalidData | None = None
         self._worker = ThreadPoolExecutor(1, "nutfree-rows")
         self._ahead: dict[tuple[int, int], Future] = {}
         self._lock = threading.Lock()
@@ -225,7 +237,8 @@ def rows(
             its rows by slices: a `numpy.memmap`, a Zarr array, an HDF5 data set.
 
     Raises:
-        InvalidData: if the arrays differ in their number of rows, or are none.
+        InvalidData: if the arrays differ in their number of rows, are none, are no
+            real and finite numbers, or cannot be read; with file and row.
 
     Example:
         >>> import tempfile, numpy as np

@@ -177,7 +177,11 @@ def fetch(source: Source, start: jax.Array) -> dict[str, jax.Array]:
     }
 
     def read(start):
-        found = source.in_order(int(start), size)
+        try:
+            found = source.in_order(int(start), size)
+        except InvalidData as error:
+            source.failed = error  # which JAX makes an error of its own of
+            raise
         return {name: value[None] for name, value in found.items()}
 
     def local(start, part):

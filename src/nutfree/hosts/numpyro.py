@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,9 @@ from nutfree.numerics.programs import Program, in_full_precision, jitted
 from nutfree.registry import KernelSpec
 from nutfree.target import PARTS, Target, as_target, require
 
+if TYPE_CHECKING:
+    import pandas
+
 
 class NutfreeKernel(MCMCKernel):
     """A registered kernel for NumPyro's `MCMC`; made by `nutfree.kernel`.
@@ -70,7 +73,7 @@ class NutfreeKernel(MCMCKernel):
         self._model: Callable | None = None
         self._target: Target | None = None
         if potential_fn is not None:
-            self._target = as_target(lambda position: -potential_fn(position))
+            self._target = as_target(_Minus(potential_fn))
         elif isinstance(model, Target):
             self._target = model
         else:
@@ -86,6 +89,32 @@ class NutfreeKernel(MCMCKernel):
         self._find_start: Callable
         # MCMC asks for this to know whether `init` has run
         self._sample_fn: Callable | None = None
+
+    def __repr__(self) -> str:
+        what = self._model if self._target is None else self._target.logdensity_fn
+        name = getattr(what, "__name__", None) or repr(what)
+        given = "".join(f", {k}={v!r}" for k, v in self.options.items())
+        return f'nutfree.kernel("{self.spec.name}", {name}{given})'
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy in another process is made of: no program, no trace."""
+        spec = self.spec
+        known = registry.specs().get(spec.name) is spec
+        return {
+            "spec": spec.name if known else spec,
+            "options": self.options,
+            "init_strategy": self.init_strategy,
+            "_model": self._model,
+            "_target": self._target,
+            "_num_warmup": self._num_warmup,
+        }
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.spec, str):
+            self.spec = registry.get(self.spec)
+        self.algorithm = chain.algorithm(self.spec, self.options)
+        self._frontend, self._run, self._sample_fn = None, None, None
 
     @property
     def model(self) -> Callable | None:
@@ -402,6 +431,7 @@ class NutfreeKernel(MCMCKernel):
                 "Only a kernel built from a NumPyro model can have its model wrapped."
             )
         kernel = copy.copy(self)
+        kernel.algorithm = self.algorithm
         kernel._model = wrapper(self._model)
         kernel._frontend = kernel._sample_fn = kernel._run = None
         return kernel
@@ -414,7 +444,7 @@ def kernel(
     potential_fn: Callable | None = None,
     init_strategy: Callable = init_to_uniform,
     **options: Any,
-) -> MCMCKernel:
+) -> MCMCKernel | Any:
     """Return a kernel for NumPyro's `MCMC`, to pass in place of `NUTS`.
 
     Args:
@@ -426,7 +456,8 @@ def kernel(
         **options: options of the kernel. One that warm-up tunes is kept as given.
 
     Returns:
-        A `numpyro.infer.mcmc.MCMCKernel`.
+        A `numpyro.infer.mcmc.MCMCKernel`. With a name alone, an object to look at,
+        whose `options` is a table of the kernel's options.
 
     Raises:
         UnknownKernel: with the nearest name.
@@ -438,6 +469,8 @@ def kernel(
         ...             num_warmup=10, num_samples=10)
     """
     spec, options = registry.resolve(name, options)
+    if model is None and potential_fn is None and not options:
+        return Unbound(spec)
     if spec.mcmc_kernel is None:
         return NutfreeKernel(
             spec,
@@ -460,6 +493,48 @@ def kernel(
         raise InvalidOption(
             f"NumPyro's '{name}' refused its options: {error}"
         ) from error
+
+
+@dataclass(frozen=True)
+class _Minus:
+    """Minus a potential: a log density that pickles where the potential does."""
+
+    potential_fn: Callable
+
+    @property
+    def __name__(self) -> str:
+        return getattr(self.potential_fn, "__name__", "potential_fn")
+
+    def __call__(self, position):
+        return -self.potential_fn(position)
+
+
+class Unbound:
+    """A kernel without a posterior, made by `nutfree.kernel(name)`, to look at.
+
+    Attributes:
+        options: a table of its options, with their defaults and what they are.
+    """
+
+    def __init__(self, spec: KernelSpec):
+        self.spec = spec
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        return (
+            f'<nutfree.kernel("{spec.name}"): {spec.summary} ({spec.paper}). Give it a '
+            f'model: nutfree.kernel("{spec.name}", model).>'
+        )
+
+    @property
+    def options(self) -> pandas.DataFrame:
+        import pandas as pd
+
+        rows = [
+            (f.name, f.default, f.metadata["help"]) for f in fields(self.spec.options)
+        ]
+        columns = ["option", "default", "what it is"]
+        return pd.DataFrame(rows, columns=columns).set_index("option")
 
 
 def _of_first_chain(tree):

@@ -30,6 +30,7 @@ from nutfree.hosts.numpyro import NutfreeKernel
 from nutfree.hosts.program import has_field, piece_program
 from nutfree.hosts.progress import Progress
 from nutfree.hosts.underway import Done, Pace, Run, in_words
+from nutfree.numerics.programs import TRACING
 
 #: A piece is at most this part of warm-up, or of the draws: what it makes is in memory.
 _PIECES = 20
@@ -87,15 +88,18 @@ class PiecewiseMCMC(MCMC):
                 bar.phase("start and pilot")
                 draws_in_turn = self._num_draws // self.draws_at_once
                 size = math.ceil(max(self.num_warmup, draws_in_turn, 1) / _PIECES)
-                ahead = self._compile_ahead(rng_key, init_params, size, extra_fields)
-                checkpoint, state = self._resume_or_begin(
-                    rng_key, init_params, extra_fields
-                )
-                piece = ahead or self._piece(state, size, extra_fields)
-                run = self._made_before(checkpoint, state, piece, bar, started)
-                bar.phase("compile")
-                # no transitions: the program that makes them is compiled
-                run.state, _ = jax.block_until_ready(piece(run.state, 0, 1))
+                with TRACING:
+                    ahead = self._compile_ahead(
+                        rng_key, init_params, size, extra_fields
+                    )
+                    checkpoint, state = self._resume_or_begin(
+                        rng_key, init_params, extra_fields
+                    )
+                    piece = ahead or self._piece(state, size, extra_fields)
+                    run = self._made_before(checkpoint, state, piece, bar, started)
+                    bar.phase("compile")
+                    # no transitions: the program that makes them is compiled
+                    run.state, _ = jax.block_until_ready(piece(run.state, 0, 1))
                 run.progress.setup_seconds += time.perf_counter() - started
                 self._make(run, piece, size, signals)
                 self._finish(run)
@@ -200,7 +204,8 @@ class PiecewiseMCMC(MCMC):
             run.state = in_lanes(run.state, self.draws_at_once)
             # as in `MCMC.run`, what thinning leaves over goes first
             run.state, _ = piece(run.state, self.num_samples % self.thinning, 1)
-        while progress.draws < self._num_draws and signals.received is None:
+        # a signal before the first draw waits for it
+        while progress.draws < self._num_draws and not (signals.received and run.draws):
             mark = time.perf_counter()
             n = pace.next((self._num_draws - progress.draws) // self.draws_at_once)
             thinning = self.thinning

@@ -20,7 +20,7 @@ from nutfree.hosts.interrupts import Interrupts
 from nutfree.hosts.numpyro import NutfreeKernel
 from nutfree.hosts.pieces import PiecewiseMCMC
 from nutfree.hosts.stream import StreamedMCMC, check_streams, loaded
-from nutfree.numerics.programs import in_full_precision
+from nutfree.numerics.programs import TRACING, in_full_precision
 
 if TYPE_CHECKING:
     import xarray
@@ -185,23 +185,24 @@ def sample(
     with Interrupts() as signals:
         mcmc.interrupts = signals
         _run(mcmc, seed, args, kwargs, init_params, extra_fields)
-        tree = to_arviz(
-            mcmc,
-            coords=coords,
-            dims=dims,
-            log_likelihood=log_likelihood,
-            prior=prior,
-            posterior_predictive=posterior_predictive,
-            constant_data=constant_data,
-            attrs={
-                "seconds": mcmc.seconds,
-                "interrupted": mcmc.interrupted,
-                "warmup_grad_evals": mcmc.warmup_grad_evals,
-                "seed": seed,
-                **mcmc.phases,
-                **mcmc.extra_attrs,
-            },
-        )
+        with TRACING:
+            tree = to_arviz(
+                mcmc,
+                coords=coords,
+                dims=dims,
+                log_likelihood=log_likelihood,
+                prior=prior,
+                posterior_predictive=posterior_predictive,
+                constant_data=constant_data,
+                attrs={
+                    "seconds": mcmc.seconds,
+                    "interrupted": mcmc.interrupted,
+                    "warmup_grad_evals": mcmc.warmup_grad_evals,
+                    "seed": seed,
+                    **mcmc.phases,
+                    **mcmc.extra_attrs,
+                },
+            )
         if streamed and "observed_data" in tree:
             del tree["observed_data"]  # some rows of many
         said = short_verdict(tree)

@@ -106,6 +106,11 @@ class StreamedMCMC(PiecewiseMCMC):
                 init_params=init_params,
                 **kwargs,
             )
+        # nothing is swallowed: rows that cannot be read end a program by JAX's error
+        except Exception as error:
+            if self._source.failed is not None:
+                raise self._source.failed from error
+            raise
         finally:
             for task in self._ahead.values():
                 task.cancel()

@@ -5,6 +5,7 @@ again; one whose trace is that of an earlier one is not compiled again.
 """
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -101,6 +102,10 @@ class Program:
         if kind not in self._compiled:
             self._compiled[kind] = _trace(self._fun, inputs)
         return self._compiled[kind]
+
+
+#: Held while a model is traced: NumPyro's handlers are those of the whole process.
+TRACING = threading.RLock()
 
 
 def jitted(fun: Callable, key: Hashable = None) -> Program:

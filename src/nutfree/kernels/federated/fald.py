@@ -96,6 +96,8 @@ def privacy_of(options: Options) -> Privacy | None:
     Raises:
         InvalidOption: where what owners send in a round would not be private.
     """
+    clip = options.clip or 0.0
+    privacy = Privacy(clip, options.step_clip, options.noise_multiplier)
     if options.clip is None:
         return None
     if options.shared_noise == 1:
@@ -108,7 +110,7 @@ def privacy_of(options: Options) -> Privacy | None:
             "clip is given with batch_size, and rows in batches are not accounted "
             "for. Leave batch_size out."
         )
-    return Privacy(options.clip, options.step_clip, options.noise_multiplier)
+    return privacy
 
 
 def build_kernel(options=Options()):

@@ -121,6 +121,8 @@ def _figures(run: Run) -> dict[str, float]:
         inflation = float(run.stats["predicted_inflation"].max())
         figures["predicted_inflation"] = inflation
         figures["ess_exact"] = exact_draws(ess, inflation)
+    for sent in ("num_rounds", "num_messages", "num_bytes"):
+        figures[sent] = float(run.stats[sent].sum()) if sent in run.stats else NAN
     if "proposal_log_importance" in run.stats:
         ratios = np.asarray(run.stats["proposal_log_importance"])
         figures["pareto_k"] = pareto_k(ratios)

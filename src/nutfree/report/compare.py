@@ -58,6 +58,9 @@ COLUMNS = (
     "mode_tv_floor",
     "predicted_inflation",
     "pareto_k",
+    "num_rounds",
+    "num_messages",
+    "num_bytes",
     "log_evidence",
     "log_evidence_se",
 )

@@ -34,6 +34,9 @@ NAMES = {
     "mode_tv": "mode disagreement",
     "predicted_inflation": "predicted error of variances",
     "pareto_k": "Pareto k of the proposal",
+    "num_rounds": "rounds",
+    "num_messages": "messages to owners and from them",
+    "num_bytes": "bytes sent",
     "log_evidence": "log evidence",
     "log_evidence_se": "its standard error",
 }

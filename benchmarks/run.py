@@ -21,6 +21,7 @@ NAMES = (
     "gradientfree",
     "bigdata",
     "ondisk",
+    "faults",
     "federated",
 )
 

@@ -11,6 +11,7 @@ from numpyro.infer.ensemble import EnsembleSampler
 from numpyro.infer.mcmc import MCMCKernel
 
 from nutfree.diagnostics.convergence import short_verdict
+from nutfree.diagnostics.ends import piled_up
 from nutfree.errors import InvalidOption, NutfreeError, warn
 from nutfree.frontends.disk import DiskRows
 from nutfree.frontends.windows import find
@@ -205,9 +206,13 @@ def sample(
             )
         if streamed and "observed_data" in tree:
             del tree["observed_data"]  # some rows of many
-        said = short_verdict(tree)
-    if said:
-        warn(said)
+        said = [short_verdict(tree)]
+        if not streamed and callable(model := getattr(kernel, "model", None)):
+            draws = tree["posterior"].to_dataset()
+            with TRACING:
+                said.append(piled_up(draws, model, args, kwargs))
+    for words in filter(None, said):
+        warn(words)
     return tree
 
 

@@ -42,8 +42,9 @@ def check_latent(latent) -> None:
             raise UnsupportedModel(
                 f"The latent site '{name}' is discrete ({type(site['fn']).__name__}), "
                 "and these kernels need a density. Sum it out, for instance with "
-                "dist.MixtureSameFamily, or sample it with "
-                "numpyro.infer.DiscreteHMCGibbs."
+                "dist.MixtureSameFamily, or sample it in turn with the others: "
+                "numpyro.infer.gibbs.Gibbs([(DiscreteGibbs(model), "
+                f"['{name}']), (nutfree.kernel(..., model), None)])."
             )
 
 

@@ -33,7 +33,7 @@ class Progress:
             total=total,
             disable=not shown or self._lines,
             dynamic_ncols=True,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
             "[{elapsed}<{remaining}{postfix}]",
         )
 

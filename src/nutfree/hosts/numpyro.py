@@ -20,6 +20,7 @@ from nutfree.frontends.checks import check_nan
 from nutfree.frontends.handlers import full_data
 from nutfree.frontends.hierarchy import centred_sites, funnels
 from nutfree.frontends.numpyro import ModelFrontend, analyse
+from nutfree.frontends.splits import check_split
 from nutfree.frontends.windows import Window, find, in_memory
 from nutfree.hosts import chain
 from nutfree.hosts.checks import (
@@ -186,6 +187,7 @@ class NutfreeKernel(MCMCKernel):
         inputs = self._inputs(
             rng_key, num_warmup, init_params, model_args, model_kwargs
         )
+        self._check_split(inputs)
         state = self._compiled_begin(*inputs)
         self._sample_fn = self.sample
         self._check_start(state, model_args, dict(model_kwargs or {}))
@@ -291,6 +293,18 @@ class NutfreeKernel(MCMCKernel):
         return jax.tree.map(
             lambda x: jnp.broadcast_to(x, (chains, *jnp.shape(x))), target.position
         )
+
+    def _check_split(self, inputs) -> None:
+        """Refuse a hand-written split that is not one of its density."""
+        target = self._target
+        if target is None or "split" not in self.spec.needs:
+            return
+        *_, key, position = inputs
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(position)):
+            return
+        if jnp.ndim(key):  # a leading axis of chains
+            position = jax.tree.map(lambda x: x[0], position)
+        check_split(target, jax.tree.map(as_float, position))
 
     def _check_start(self, state, model_args, model_kwargs) -> None:
         found = (state.z, getattr(state.kernel_state, "logdensity", ()))

@@ -110,8 +110,8 @@ def contenders(quick: bool) -> list[tuple[str, dict[str, Any]]]:
 def draws_of(kernel: str, quick: bool) -> int:
     """Without surrogates a draw is up to a hundred rounds, not two."""
     if kernel in ("dsgld", "plain_fald"):
-        return 50 if quick else 300
-    return 400 if quick else 1_500
+        return 10 if quick else 200
+    return 300 if quick else 1_500
 
 
 def known(model, owners) -> tuple[np.ndarray, np.ndarray, float]:

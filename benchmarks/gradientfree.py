@@ -5,7 +5,7 @@ how many exact, independent draws have the mean squared error that the means, or
 standard deviations, had over all coordinates and seeds. Peers: NumPyro's AIES, emcee's
 stretch move and its mix of differential evolution and snooker, BlackJAX's random walk.
 NUTS, which uses gradients, stands beside them where one exists; for it a gradient
-counts as an evaluation. emcee is run where it can be imported (`pip install emcee`).
+counts as an evaluation. emcee is run where it can be imported (the extra `bench`).
 
 All start from the same wide law, N(0, 5^2) in every coordinate; ensembles of walkers
 drop the first quarter of their steps. Every target has an exact sampler.

@@ -133,7 +133,7 @@ def test_the_same_seed_makes_the_same_draws_and_a_checkpoint_goes_on(tmp_path):
     def killed(node, request, reply):
         nonlocal visits
         visits += request.content[FACTS]["kind"] == "visit"
-        if visits > 3 * 26:
+        if visits > 3 * 13:
             raise Stop
         return reply
 

@@ -9,6 +9,7 @@ import numpy as np
 from nutfree.errors import InvalidData
 from nutfree.hosts.owner import template
 from nutfree.hosts.wire import Sent
+from nutfree.kernels.federated.family import rounds_to_forget
 from nutfree.kernels.federated.federation import (
     Chain,
     Expansion,
@@ -31,7 +32,6 @@ from nutfree.kernels.federated.warmup import NUM_DRAWS, plausible
 from nutfree.numerics.langevin import (
     predicted_inflation,
     step_for_inflation,
-    steps_to_forget,
 )
 from nutfree.numerics.laplace import DENSE_DIM, inverse, positive
 from nutfree.numerics.preconditioning import matvec, root, transpose
@@ -107,8 +107,7 @@ def warm_up(server: Any):
         )
     num_rounds = server.options.num_rounds
     if num_rounds is None:
-        steps = int(steps_to_forget(jnp.asarray(h)))
-        num_rounds = (steps - 1) // server.scheme.num_local_steps + 1
+        num_rounds = int(rounds_to_forget(h, server.scheme.num_local_steps))
     numbers = {
         "step_size": np.float32(h),
         "num_rounds": int(num_rounds),

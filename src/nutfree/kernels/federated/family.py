@@ -227,8 +227,9 @@ def chosen_rounds(num_rounds, step_size, num_local_steps: int) -> jax.Array:
 
 
 def rounds_to_forget(step_size, num_local_steps: int) -> jax.Array:
-    """Rounds in which the chain forgets 63 % of its place."""
-    return (steps_to_forget(step_size) - 1) // num_local_steps + 1
+    """Return the rounds that come nearest to forgetting 63 % of the chain's place."""
+    steps = steps_to_forget(step_size)
+    return jnp.maximum(1, (steps + num_local_steps // 2) // num_local_steps)
 
 
 def federated_gradients(make_scheme: MakeScheme, params: dict, target) -> jax.Array:

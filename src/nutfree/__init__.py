@@ -27,6 +27,7 @@ from nutfree.frontends.nonsmooth import nonsmooth
 from nutfree.frontends.numpyro import model_target
 from nutfree.hosts.blackjax import api as _api
 from nutfree.hosts.checkpoint import read_checkpoint
+from nutfree.hosts.cluster import gather_chains
 from nutfree.hosts.numpyro import kernel
 from nutfree.hosts.sample import sample
 from nutfree.numerics import compilation_cache
@@ -58,6 +59,7 @@ __all__ = [
     "cross_check",
     "federated",
     "full_data",
+    "gather_chains",
     "kernel",
     "kernels",
     "model_target",

@@ -1,4 +1,4 @@
-"""Let the reference show an `Example:` of a docstring as code, as it does `Examples:`."""
+"""The reference shows an `Example:` of a docstring as code, as it does `Examples:`."""
 
 from typing import Any
 

@@ -155,12 +155,12 @@ def _show(frame: "pd.DataFrame", *, title: str | None = None) -> None:
 def _text(value: Any) -> str:
     from rich.markup import escape
 
+    from nutfree.report.words import number
+
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        if abs(value) >= 100:
-            return f"{value:,.0f}"
-        return "–" if value != value else f"{value:.3g}"
+        return number(value)
     return escape(str(value))
 
 

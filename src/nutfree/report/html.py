@@ -124,7 +124,7 @@ def _setup(found: "Findings") -> str:
         name: json.dumps(dict(chosen), default=repr) if chosen else "defaults"
         for name, chosen in found.options.items()
     }
-    rows = {"model": f"{setup.model} (in {setup.module})"}
+    rows = {"model": setup.title}
     rows |= {f"argument {name}": text for name, text in setup.arguments.items()}
     names = {"num_warmup": "warm-up transitions a chain"}
     names |= {"num_samples": "draws a chain", "num_chains": "chains", "seed": "seed"}
@@ -209,7 +209,7 @@ def render(found: "Findings") -> str:
     if found.modes.shape[1] > 1:
         shares = _table(shares_of_modes(found), found.best)
         modes = f"<h3>Share of the draws in each mode</h3>{shares}"
-    title = f"Which kernel for {escape(found.setup.model)}"
+    title = f"Which kernel for {escape(found.setup.title)}"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">

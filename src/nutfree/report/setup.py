@@ -25,6 +25,12 @@ class Setup:
     arguments: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """The model's name, with its module's where that is no script."""
+        inside = self.module not in ("__main__", "builtins")
+        return f"{self.module}.{self.model}" if inside else self.model
+
     def code(
         self, names: Mapping[str, str], options: Mapping[str, Mapping[str, Any]]
     ) -> str:
@@ -56,6 +62,8 @@ class Setup:
             if name != "progress_bar"
         ]
         body = "".join(f"    {text},\n" for text in passed)
+        if self.arguments:
+            lines += ["", "# the model's arguments are those whose shapes are above"]
         return "\n".join([*lines, "", f"found = nf.compare(\n{body})"])
 
 

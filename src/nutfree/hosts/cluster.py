@@ -38,11 +38,9 @@ def gather_chains(tree: "xr.DataTree") -> "xr.DataTree":
         InvalidData: where the processes' trees have other variables, types or shapes.
 
     Example:
-        >>> import jax, nutfree as nf
-        >>> kernel = nf.kernel("mala", potential_fn=lambda x: 0.5 * x**2)
-        >>> tree = nf.sample(kernel, seed=jax.process_index(), num_chains=1,
-        ...                  num_warmup=50, num_samples=50, init_params=0.0,
-        ...                  progress_bar=False)
+        >>> import xarray as xr
+        >>> drawn = xr.Dataset({"x": (("chain", "draw"), np.zeros((1, 50)))})
+        >>> tree = xr.DataTree.from_dict({"posterior": drawn})
         >>> gather_chains(tree).posterior.sizes["chain"]
         1
     """

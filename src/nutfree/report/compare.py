@@ -151,8 +151,9 @@ def compare(
         timeout: seconds that an executor's kernel may take; then its row says so.
         checkpoint: a folder. The same call goes on there where a crash or an interrupt
             ended it.
-        model_args, model_kwargs, coords, dims, log_likelihood, prior,
-            posterior_predictive, constant_data: as for ``nutfree.sample``.
+        model_args, model_kwargs: as for ``nutfree.sample``.
+        coords, dims, log_likelihood, prior, posterior_predictive, constant_data: as
+            for ``nutfree.sample``.
 
     Returns:
         A :class:`Comparison`. A kernel that fails has a row with the reason, and its

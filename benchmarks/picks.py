@@ -30,10 +30,12 @@ def posteriors(quick: bool) -> dict:
     return zoo | {n: posteriordb.load(n) for n in posteriordb.names()}
 
 
-def run(quick: bool) -> pd.DataFrame:
+def run(quick: bool, only: str = "") -> pd.DataFrame:
     """A row for each posterior, and the share of good picks."""
     rows = []
     for name, module in posteriors(quick).items():
+        if only not in name:
+            continue
         data = module.data()
         pick = nf.recommend(module.model, **data)["kernel"].iloc[0]
         try:

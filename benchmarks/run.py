@@ -27,7 +27,7 @@ NAMES = (
 
 
 #: Those whose targets `--only` chooses.
-FILTERED = ("multimodal", "nonsmooth", "gradientfree", "bigdata")
+FILTERED = ("picks", "multimodal", "nonsmooth", "gradientfree", "bigdata")
 
 
 def main() -> None:

@@ -273,6 +273,18 @@ def test_a_run_that_is_not_of_the_model_is_refused_in_words():
         nf.check(tree, gaussian)
 
 
+def test_a_run_on_a_target_is_judged_by_the_names_in_its_position(gauss):
+    target = nf.Target(lambda z: -0.5 * jnp.sum(z["x"] ** 2), {"x": jnp.zeros(2)})
+    draws = np.random.default_rng(0).normal(size=(4, 500, 2))
+    assert nf.check(made(draws), target).sound
+    assert nf.check(made(1.5 * draws), target).problems
+    nameless = nf.Target(lambda x: -0.5 * jnp.sum(x**2), jnp.zeros(2))
+    with pytest.raises(nf.InvalidData, match="position as a dict"):
+        nf.check(made(draws), nameless)
+    with pytest.raises(nf.InvalidData, match=r"nutfree\.check"):
+        nf.compare(target)
+
+
 @pytest.mark.parametrize(("seconds", "best"), [(1.05, "nuts"), (10.0, "other")])
 def test_nuts_is_named_where_it_is_as_good(seconds, best, target):
     draws = exact(0)

@@ -19,7 +19,7 @@ from numpyro.infer.util import (
     unconstrain_fn,
 )
 
-from nutfree.errors import NutfreeError
+from nutfree.errors import InvalidData, NutfreeError
 from nutfree.frontends import sites
 from nutfree.frontends.alike import Plan, plan_owners
 from nutfree.frontends.arguments import Arguments, arguments, constant
@@ -322,6 +322,11 @@ def model_target(
         >>> bool(target.prior is not None)
         True
     """
+    if isinstance(model, Target):
+        raise InvalidData(
+            "This needs a NumPyro model, and it is a Target. nutfree.kernel(name, "
+            "target) samples it, and nutfree.check(tree, target) judges its draws."
+        )
     frontend = analyse(model, args, kwargs, plate=plate)
     rng_key = jax.random.key(0) if rng_key is None else rng_key
     target = frontend.build(args, kwargs)

@@ -7,13 +7,16 @@ from nutfree.errors import InvalidData
 from nutfree.numerics.programs import in_full_precision
 from nutfree.report.judge import judge
 from nutfree.report.verdict import Verdict
+from nutfree.target import Target
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
 @in_full_precision
-def check(tree: "xr.DataTree", model: Callable, *args: Any, **kwargs: Any) -> Verdict:
+def check(
+    tree: "xr.DataTree", model: Callable | Target, *args: Any, **kwargs: Any
+) -> Verdict:
     """Judge the draws of a run against the model that they are meant to be of.
 
     The draws may be of any sampler, such as NumPyro's, PyMC's or Stan's: what counts is
@@ -23,7 +26,7 @@ def check(tree: "xr.DataTree", model: Callable, *args: Any, **kwargs: Any) -> Ve
     Args:
         tree: an ArviZ ``DataTree`` with a group posterior and, where there is one,
             sample_stats.
-        model: a NumPyro model.
+        model: a NumPyro model, or a `Target` whose ``position`` is a dict of sites.
         *args, **kwargs: its arguments.
 
     Returns:
@@ -32,7 +35,7 @@ def check(tree: "xr.DataTree", model: Callable, *args: Any, **kwargs: Any) -> Ve
 
     Raises:
         InvalidData: if the tree has no posterior, or lacks a latent site, or has one
-            of another shape.
+            of another shape; or if a `Target` does not name its sites.
 
     Example:
         >>> import numpy as np, numpyro, numpyro.distributions as dist, xarray as xr
@@ -46,7 +49,15 @@ def check(tree: "xr.DataTree", model: Callable, *args: Any, **kwargs: Any) -> Ve
     """
     from nutfree.frontends.numpyro import model_target
 
-    target = model_target(model, args, kwargs)
+    if isinstance(model, Target):
+        target = model
+        if not isinstance(target.position, Mapping):
+            raise InvalidData(
+                "The target does not name its sites. Write its position as a dict, "
+                'such as Target(lambda z: logdensity(z["x"]), {"x": start}).'
+            )
+    else:
+        target = model_target(model, args, kwargs)
     _check_sites(tree, target)
     return judge({"run": tree}, target)["run"]
 

@@ -186,7 +186,7 @@ def test_a_fit_finds_two_clusters_and_their_weights():
 def test_no_run_loses_modes_unsaid(num_pilot_draws):
     """Pilots too small for eight modes in eight dimensions, 20 seeds of four chains."""
     logdensity, centers, weights = eight_modes(8)
-    target = nf.Target(logdensity, jnp.zeros(8))
+    target = nf.Target(lambda z: logdensity(z["x"]), {"x": jnp.zeros(8)})
     options = {"num_pilot_draws": num_pilot_draws, "max_pilot_rounds": 12}
     simulate = jax.jit(partial(_four_chains, logdensity, options))
     unsaid = lost = 0

@@ -206,6 +206,11 @@ def test_reference_comes_from_the_prior_where_there_is_one():
         lambda x: -0.5 * jnp.sum((x - 40) ** 2), jnp.zeros(2), 4, prior=prior
     )
     assert abs(draws.mean() - 40) < 0.3
+    # the evidence of two coordinates, from draws of the reference
+    weights = np.exp(np.asarray(info.proposal_log_importance, float))
+    error = weights.std() / len(weights) ** 0.5
+    assert abs(weights.mean() - 2 * np.pi) < 4 * error
+    assert error < 0.5
     assert not np.any(info.is_divergent)
 
 

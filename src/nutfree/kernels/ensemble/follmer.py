@@ -64,23 +64,33 @@ class EnsembleState(NamedTuple):
 
     `step` is both the member emitted next and the step that the next ensemble takes
     next; -1 before the first transition. On the path `moving` is in the coordinates
-    of the reference, then in the target's.
+    of the reference, then in the target's. `log_ratio`, `(N,)`, is log f at the nodes
+    of its first step, which are draws of the reference.
     """
 
     position: Position
     logdensity: jax.Array
     finished: Ensemble
     moving: Ensemble
+    log_ratio: jax.Array
     step: jax.Array
 
 
 class EnsembleInfo(NamedTuple):
-    """Smallest effective share of the weights on the emitted ensemble's path.
+    """What the weights tell of the emitted draw and of the reference.
 
-    Divergent if that is below 0.02: then the ensemble is no sample of the posterior.
+    weight_ess
+        Smallest effective share of the weights on the emitted ensemble's path.
+        Divergent if below 0.02: then the ensemble is no sample of the posterior.
+    log_importance
+        log pi - log of the reference's density at the draw.
+    proposal_log_importance
+        The same at a draw of the reference, -inf where pi is not finite.
     """
 
     weight_ess: jax.Array
+    log_importance: jax.Array
+    proposal_log_importance: jax.Array
     is_divergent: jax.Array
     num_density_evals: jax.Array
 
@@ -97,7 +107,8 @@ def init(position, logdensity_fn, rng_key=None, options=Options()) -> EnsembleSt
     """Return a state without an ensemble; the first transition takes it from params."""
     del rng_key
     none = no_ensemble(options.num_particles, ravel_pytree(position)[0])
-    return EnsembleState(position, logdensity_fn(position), none, none, jnp.asarray(-1))
+    value, ratios = logdensity_fn(position), jnp.zeros_like(none.logdensity)
+    return EnsembleState(position, value, none, none, ratios, jnp.asarray(-1))
 
 
 def _last_of_path(options: Options) -> int:
@@ -141,6 +152,14 @@ def build_kernel(options=Options()) -> Callable:
         )
         drawn, value = finished.particles[step], finished.logdensity[step]
         finite = jnp.isfinite(value)
+        # at the first step of a path all particles are at the reference's centre
+        ratios = jnp.where(step == 0, advanced.log_ratio, state.log_ratio)
+        half_log_det = jnp.sum(jnp.log(jnp.diag(scale)))
+        constant = half_log_det + 0.5 * x.size * jnp.log(2 * jnp.pi)
+        at_draw = jnp.where(finite, drawn, x)
+        y = jax.scipy.linalg.solve_triangular(scale, at_draw - center, lower=True)
+        importance = jnp.where(finite, value, state.logdensity) + 0.5 * jnp.sum(y**2)
+        at_node = ratios[step] + constant
         step = step + 1
         full = step == options.num_particles
         none = no_ensemble(options.num_particles, x)
@@ -149,10 +168,13 @@ def build_kernel(options=Options()) -> Callable:
             jnp.where(finite, value, state.logdensity),
             select(full, advanced.ensemble, finished),
             select(full, none, advanced.ensemble),
+            ratios,
             jnp.where(full, 0, step),
         )
         info = EnsembleInfo(
             finished.weight_ess,
+            importance + constant,
+            at_node,
             finished.weight_ess < COLLAPSED_ESS,
             advanced.num_density_evals,
         )
@@ -265,8 +287,10 @@ SPEC = KernelSpec(
     draws="ensemble",
     suits=no_gradient,
     guarantee="biased",
-    bias="the bias falls with num_particles; weight_ess says where the weights fail",
+    bias="the bias falls with num_particles; weight_ess says where the weights fail, "
+    "and Pareto k of the reference's importance ratios where it covers too little",
     bias_order={"num_particles": -1},
     gradients=lambda options, params, target: options.num_particles,
+    collects=("weight_ess", "log_importance", "proposal_log_importance"),
     uses_gradient=False,
 )

@@ -40,10 +40,11 @@ class Ensemble(NamedTuple):
 
 class Advanced(NamedTuple):
     """An ensemble after one more step, the effective share of the weights of that step,
-    and its density evaluations."""
+    log f at its nodes, and its density evaluations."""
 
     ensemble: Ensemble
     weight_ess: jax.Array
+    log_ratio: jax.Array
     num_density_evals: jax.Array
 
 
@@ -86,7 +87,8 @@ def advance(
     values = jax.vmap(logdensity)(points).astype(y.dtype)
     values = jnp.where(jnp.isfinite(values), values, -jnp.inf)
 
-    weights = ensemble_weights(y, nodes, log_ratio(values, nodes), t)
+    ratio = log_ratio(values, nodes)
+    weights = ensemble_weights(y, nodes, ratio, t)
     mean = weights.values @ nodes
     moved = follmer_step(noise_key, y, mean, t, end_time / last)
     walking = ensemble._replace(particles=moved)
@@ -95,7 +97,7 @@ def advance(
     new = select(step == last, arrived, select(on_path, walking, refreshed))
     worst = jnp.minimum(ensemble.weight_ess, weights.ess)
     new = new._replace(weight_ess=jnp.where(on_path, worst, ensemble.weight_ess))
-    return Advanced(new, weights.ess, jnp.asarray(len(y)))
+    return Advanced(new, weights.ess, ratio, jnp.asarray(len(y)))
 
 
 def _arrive(rng_key, ensemble, weights: Weights, points, values) -> Ensemble:

@@ -9,9 +9,8 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.distributions import constraints
 
-from nutfree.kernels.bregman import marbmumla
+from nutfree.kernels.bregman import arclength, marbmumla
 from nutfree.kernels.bregman.reference import reference_at
-from nutfree.kernels.bregman.tails import Tails
 from nutfree.numerics.proximal import LaplaceTerm
 from nutfree.warmup import fisher
 from tests.kernels.bregman.chains import (
@@ -23,12 +22,14 @@ from tests.kernels.bregman.chains import (
 )
 
 NUM_CHAINS = 20_000
-KERNEL = marbmumla.build_kernel()
+KERNELS = {on: marbmumla.build_kernel(mirrored=on) for on in (True, False)}
 
 
-def advanced(target_of, start, *, num_transitions, target_args=(), **params):
+def advanced(
+    target_of, start, *, mirrored=True, num_transitions, target_args=(), **params
+):
     """Positions after so many transitions of chains that start from `start`."""
-    run = ends(marbmumla.init, KERNEL, target_of, num_steps_each=None)
+    run = ends(marbmumla.init, KERNELS[mirrored], target_of, num_steps_each=None)
     state, rates = run(start, num_transitions, *target_args, **params)
     return np.asarray(state.position["x"]), float(rates.mean())
 
@@ -100,35 +101,37 @@ def test_gaussian_is_reached_from_afar_at_half_the_stability_limit():
     np.testing.assert_allclose(x.var(0) / sd**2, 1, atol=spread)
 
 
-#: Of Gamma(0.5), Gamma(1) and Gamma(20) in the logarithm, and a map that fits none.
-TAILS = {
-    "none": None,
-    "fitted": Tails(
-        jnp.ones(3, bool),
-        *jnp.array([[-1.9, -0.6, 3.0], [2.1, 0.8, 0.2], [2.2, 1.2, 0.2]]),
-        *jnp.array([[0.7, 0.8, 0.1], [-1.2, -0.6, -0.1]]),
-    ),
-    "off": Tails(
-        jnp.array([True, True, False]),
-        *jnp.array([[0.0, -2, 0], [1, 1, 1], [1, 1, 1], [1, -1, 0], [1, -1.5, 0]]),
-    ),
-}
-
-
-@pytest.mark.parametrize(
-    "tails", ["none", "fitted", pytest.param("off", marks=pytest.mark.slow)]
-)
-def test_gamma_laws_stay_as_they_are_whatever_the_coordinates(tails):
+@pytest.mark.parametrize("mirrored", [True, False])
+@pytest.mark.parametrize("unit", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
+def test_gamma_laws_stay_as_they_are(mirrored, unit):
+    """Near the boundary and far from it, whatever the unit."""
     start = jnp.log(GAMMA.sample(jax.random.key(1), (NUM_CHAINS,)))
     # the standard deviations of the logs
-    factor = jnp.array([2.2, 1.3, 0.23]) if tails == "none" else jnp.ones(3)
-    factor = jnp.array([1, 1, 0.23]) if tails == "off" else factor
-    params = {"step_size": 0.6, "tails": TAILS[tails], "factor": factor}
-    x, rate = advanced(gamma_target, start, num_transitions=10, **params)
+    factor = jnp.ones(3) if mirrored else jnp.array([2.2, 1.3, 0.23])
+    params = {"step_size": 0.6, "unit": unit, "factor": factor}
+    x, rate = advanced(
+        gamma_target, start, mirrored=mirrored, num_transitions=10, **params
+    )
     assert 0.2 < rate < 0.999
     for i, shape in enumerate((0.5, 1.0, 20.0)):
         cdf = partial(jax.scipy.special.gammainc, shape)
         assert_law(np.exp(x[:, i]), lambda v, cdf=cdf: np.asarray(cdf(v)))
+
+
+def test_arc_length_coordinates_invert_and_have_their_jacobian():
+    mask = np.array([True] * 6 + [False])
+    z = jnp.array([-80.0, -20.0, -6.0, 0.0, 1.5, 6.0, 3.0])
+
+    @jax.jit
+    def there_and_back(z):
+        s = arclength.enter(z, mask, 0.7)
+        jacobian = jax.jacfwd(lambda s: arclength.leave(s, mask, 0.7)[0])(s)
+        return *arclength.leave(s, mask, 0.7), jacobian
+
+    back, log_slope, jacobian = there_and_back(z)
+    np.testing.assert_allclose(back, z, rtol=1e-5, atol=1e-5)
+    slope = jnp.sum(jnp.log(jnp.diag(jacobian)))
+    np.testing.assert_allclose(log_slope, slope, rtol=1e-4)
 
 
 def test_fisher_factor_of_a_gaussian_is_exact_from_few_draws():

@@ -1,12 +1,10 @@
-"""Warm-up of the adjusted Bregman kernels: coordinates, a preconditioner, a reference,
-and a step.
+"""Warm-up of the adjusted Bregman kernels: units, a preconditioner, a step.
 
-The pilot first climbs from a start that is far out. The first half of its transitions
-is made on the sampling space, and what it saw gives bounded sites their coordinates
-(`tails`). From then on the coordinates stay, and windows as Stan's give a
-preconditioner (`fisher`), the quadratic of the reference, and a step that meets the
-acceptance rate, in the second half of the pilot and again in the host's warm-up. The
-kinks of the reference are those at the mean position of a half of the pilot.
+The pilot first climbs from a start that is far out. In the first half of its
+transitions half-lines are moved along by their logs, and the standard deviations of the
+distances to the boundaries become their units. From then on the coordinates stay, and
+windows as Stan's give a preconditioner (`fisher`) and a step that meets the acceptance
+rate, in the second half of the pilot and again in the host's warm-up.
 """
 
 from collections.abc import Callable
@@ -18,10 +16,10 @@ from blackjax.adaptation.staged_adaptation import build_schedule
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jax.flatten_util import ravel_pytree
 
-from nutfree.kernels.bregman import tails
 from nutfree.kernels.bregman.reference import reference_at
 from nutfree.numerics.descent import descend
 from nutfree.numerics.evaluation import counted_value_and_grad, select
+from nutfree.numerics.moments import Moments, no_moments
 from nutfree.numerics.preconditioning import solve_root, standard_deviations
 from nutfree.warmup import fisher
 from nutfree.warmup.base import AdaptationState, Warmup
@@ -33,12 +31,12 @@ ACCEPTANCE = 0.7
 ROUNDED_UP = 0.2
 #: The parameters that are learned from what windows see.
 LEARNT = ("factor", "reference")
-#: Parts of the pilot; after each but the last, bounded sites get new coordinates.
-NUM_PHASES = 4
 #: Gradients between two checks of what the climb from a far start has gained.
 CHUNK = 8
 #: Most such checks.
 MAX_CHUNKS = 16
+#: Unit of a half-line that makes its coordinate the log of the distance.
+FAR = 1e6
 
 
 class Seen(NamedTuple):
@@ -86,109 +84,98 @@ class AdjustedWarmupState(NamedTuple):
 
 
 class Pilot(NamedTuple):
-    """The chain of the pilot, its counts, and its positions."""
+    """The chain of the pilot, its counts, its positions, and the distances to the
+    boundaries."""
 
     state: Any
     adapt: AdaptationState
     num_grad_evals: jax.Array
     num_density_evals: jax.Array
-    sides: tails.Sides
+    positions: Moments
+    distances: Moments
 
 
 def adjusted_warmup(
     init_state: Callable,
     kernel: Callable,
+    half_lines: Callable,
     constants: dict[str, Any],
     num_pilot: int,
     duration: float,
-    follows: bool,
+    coordinates: Callable | None,
 ) -> Warmup:
-    """Tune `step_size`, `factor`, `tails` and `reference`.
+    """Tune `step_size`, `factor`, `unit`, and `reference`.
 
     Args:
         init_state: `(position, target) -> state`.
-        kernel: of `kernels.bregman.marbmumla`; its info has `visited`, `force` and
-            `outside`.
+        kernel: of `kernels.bregman.marbmumla`; its info has `visited` and `force`.
+        half_lines: `(position, target) -> (d,) bools`, which coordinates have a unit.
         constants: other parameters of the kernel.
         num_pilot: transitions of the pilot.
         duration: of a trajectory; also the longest step.
-        follows: whether there are tails and a reference.
+        coordinates: `(z, position, target, unit) -> (s, s -> position)`, which the
+            reference is in; None where there is to be none.
     """
     da_init, da_update, da_final = dual_averaging_adaptation(ACCEPTANCE)
-    length = num_pilot // NUM_PHASES
+    num_first = num_pilot // 2
 
     def start(position, params, num_steps) -> AdaptationState:
         schedule = jnp.asarray(build_schedule(max(num_steps, 1)), jnp.int32)
         averaging = jax.tree.map(jnp.asarray, da_init(params["step_size"]))
-        zeros = ravel_pytree(jax.tree.map(jnp.zeros_like, position))[0]
+        zeros = jnp.zeros_like(params["unit"])
         seen = Seen(fisher.no_sums(zeros.size, zeros.dtype), zeros, zeros)
         inner = AdjustedWarmupState(jnp.asarray(0), averaging, seen, schedule)
         return AdaptationState(params, position, inner=inner)
 
     def init(rng_key, position, target, num_steps) -> AdaptationState:
         z, unravel = ravel_pytree(position)
-        bounded = tails.bounded(position, target.split)
+        mask = half_lines(position, target)
         z, count = climb(counted_value_and_grad(lambda z: target(unravel(z))), z)
         position = unravel(z)
-        params = first_params(z)
-        if follows:
-            params = referred(
-                {**params, "tails": tails.straight(z)}, z, target, unravel
-            )
-        adapt = start(position, params, length)
-        none = tails.no_draws(z)
-        pilot = Pilot(init_state(position, target), adapt, count, jnp.asarray(0), none)
+        params = referred(first_params(z, mask), z, position, target)
+        adapt = start(position, params, num_first)
+        state, none = init_state(position, target), no_moments(z)
+        pilot = Pilot(state, adapt, count, jnp.asarray(0), none, none)
 
         def transition(pilot, key) -> tuple[Pilot, None]:
             state, info = kernel(key, pilot.state, target, **pilot.adapt.params)
             adapt = update(pilot.adapt, state, info)
-            more = pilot.sides.plus(ravel_pytree(state.position)[0])
+            z = ravel_pytree(state.position)[0]
+            seen = pilot.positions, pilot.distances
+            more = seen[0].plus(z), seen[1].plus(jnp.exp(jnp.where(mask, z, 0.0)))
             return Pilot(
                 state,
                 adapt,
                 pilot.num_grad_evals + info.num_grad_evals,
                 pilot.num_density_evals + info.num_density_evals,
-                select(adapt.inner.step > length // 3, more, pilot.sides),
+                *select(adapt.inner.step > num_first // 3, more, seen),
             ), None
 
-        def phase(pilot, is_last_and_keys) -> tuple[Pilot, None]:
-            is_last, keys = is_last_and_keys
-            pilot, _ = jax.lax.scan(transition, pilot, keys)
-            params, sides = final(pilot.adapt), pilot.sides
-            if follows:
-                found = bent(params, sides.tails(bounded))
-                params = select(is_last, params, found)
-                params = referred(params, sides.moments.mean, target, unravel)
-            adapt = start(pilot.state.position, params, length)
-            return pilot._replace(adapt=adapt, sides=none), None
-
-        is_last = jnp.arange(NUM_PHASES) == NUM_PHASES - 1
-        keys = jax.random.split(rng_key, (NUM_PHASES, length))
-        pilot, _ = jax.lax.scan(phase, pilot, (is_last, keys))
-        begun = start(pilot.state.position, pilot.adapt.params, num_steps)
+        keys = jax.random.split(rng_key, num_pilot)
+        pilot, _ = jax.lax.scan(transition, pilot, keys[:num_first])
+        params = with_units(final(pilot.adapt), pilot.distances, mask)
+        params = referred(params, pilot.positions.mean, position, target)
+        again = start(pilot.state.position, params, num_pilot - num_first)
+        pilot = pilot._replace(adapt=again, positions=none)
+        pilot, _ = jax.lax.scan(transition, pilot, keys[num_first:])
+        params = final(pilot.adapt)
+        params = referred(params, pilot.positions.mean, position, target)
+        begun = start(pilot.state.position, params, num_steps)
         # the state at the start took a density as well
         return begun._replace(
             num_grad_evals=pilot.num_grad_evals,
             num_density_evals=pilot.num_density_evals + 1,
         )
 
-    def referred(params, z, target, unravel) -> dict[str, Any]:
+    def referred(params, z, position, target) -> dict[str, Any]:
         """`params` with a reference whose kinks are those of the target at z."""
-        curve = params["tails"]
-
-        def position_of(s):
-            return unravel(curve.leave(s)[0])
-
-        s, factor = curve.enter(z), params["factor"]
-        found = reference_at(target.split, s, position_of, factor)
-        if "reference" in params:
-            quadratic = params["reference"]
-            found = found.recentred(
-                quadratic.center, quadratic.tilt, quadratic.omega, factor
-            )
+        if coordinates is None:
+            return params
+        s, position_of = coordinates(z, position, target, params["unit"])
+        found = reference_at(target.split, s, position_of, params["factor"])
         return {**params, "reference": found}
 
-    def first_params(z) -> dict[str, Any]:
+    def first_params(z, mask) -> dict[str, Any]:
         ones = jnp.ones_like(z)
         typed = jax.tree.map(
             lambda c: jnp.asarray(c, int if isinstance(c, int) else z.dtype), constants
@@ -196,6 +183,7 @@ def adjusted_warmup(
         return {
             "step_size": jnp.asarray(0.2 * z.size**-0.25, z.dtype),
             "factor": jnp.diag(ones) if z.size <= fisher.MAX_DENSE else ones,
+            "unit": jnp.where(mask, FAR, ones),
             **typed,
         }
 
@@ -261,18 +249,19 @@ def learn(seen: Seen, old: dict[str, Any]) -> dict[str, Any]:
     return {"factor": factor, "reference": reference}
 
 
-def bent(params: dict[str, Any], found: tails.Tails) -> dict[str, Any]:
-    """`params` with these tails, in whose coordinates sds are about one.
-
-    The quadratic of the reference, which is in other coordinates, is lost.
-    """
-    factor, flat = params["factor"], params["reference"]
-    scales = standard_deviations(factor)
-    scales = jnp.where(found.bent, 1 / scales, 1.0)
-    factor = scales[:, None] * factor if factor.ndim == 2 else scales * factor
-    zeros = jnp.zeros_like(flat.center)
-    flat = flat._replace(center=zeros, tilt=zeros, omega=jnp.zeros_like(flat.omega))
-    return {**params, "factor": factor, "tails": found, "reference": flat}
+def with_units(params: dict[str, Any], distances: Moments, mask) -> dict[str, Any]:
+    """`params` with the standard deviation of each distance as its unit."""
+    sd = jnp.sqrt(distances.covariance())
+    known = mask & jnp.isfinite(sd) & (sd > 0)
+    # the arc length in units of a standard deviation has about unit variance
+    scales = standard_deviations(params["factor"])
+    scales = jnp.where(mask, jnp.minimum(scales, 1.0), scales)
+    dense = params["factor"].ndim == 2
+    return {
+        **params,
+        "unit": jnp.where(known, sd, 1.0),
+        "factor": jnp.diag(scales) if dense else scales,
+    }
 
 
 def climb(evaluate, z) -> tuple[jax.Array, jax.Array]:

@@ -19,9 +19,9 @@ neither the step nor the smoothing biases it. A transition takes L gradients and
 density, and L is about 1.7 / eps: one, where the reference is nearly the posterior.
 
 MARBMUMLA's reference is a Gaussian with the posterior's own kinks (`reference`), found
-in warm-up, and a bounded site moves in coordinates in which its tails are those of a
-Gaussian (`tails`). MAMYULA has neither, so that its flow is s <- s + (eps / 2) R v, on
-the sampling space. A kink that is not in the reference is rounded over eps standard
+in warm-up, and it moves along a half-line in the arc length of the mirror map
+(`arclength`). MAMYULA has none, so that its flow is s <- s + (eps / 2) R v, on the
+sampling space. A kink that is not in the reference is rounded over eps standard
 deviations, which is how far one step moves; a width that falls faster than eps would
 reject at every kink. R R' is an adapted covariance. A tenth of the transitions, drawn
 at random, have steps of eps / 4.
@@ -34,16 +34,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from nutfree.facts import non_smooth
+from nutfree.kernels.bregman import arclength
 from nutfree.kernels.bregman.adjusted_warmup import adjusted_warmup
 from nutfree.kernels.bregman.reference import (
     Reference,
     log_density_outside,
     nothing,
 )
-from nutfree.kernels.bregman.tails import Tails, straight
 from nutfree.kernels.bregman.trajectory import trajectory
 from nutfree.numerics.evaluation import (
     counted_value,
@@ -129,14 +130,17 @@ def init(
     return TrajectoryState(position, logdensity_fn(position))
 
 
-def build_kernel(options=Options()) -> Callable:
+def build_kernel(options=Options(), *, mirrored: bool = True) -> Callable:
     """Return `kernel(rng_key, state, target, step_size, ...)`.
 
     `step_size` is eps; `num_steps` is L, or 0 for that which `step_size` asks for;
     `smoothing` is the width of a rounded kink over eps standard deviations; `friction`
     is eta; `factor` is R, of shape `(d, d)`, lower triangular, `(d,)` or a scalar;
-    `tails` has the coordinates s, or None for those of the sampling space; `reference`
-    is what the trajectories follow exactly, or None for nothing.
+    `unit`, `(d,)` or a scalar, is that of the distances to a boundary; `reference` is
+    what the trajectories follow exactly, or None for nothing.
+
+    Args:
+        mirrored: whether a half-line is moved along by its arc length, or by its log.
     """
     del options
 
@@ -149,12 +153,12 @@ def build_kernel(options=Options()) -> Callable:
         smoothing=SMOOTHING,
         friction=FRICTION,
         factor=1.0,
-        tails: Tails | None = None,
+        unit=1.0,
         reference: Reference | None = None,
     ) -> tuple[TrajectoryState, TrajectoryInfo]:
         noise_key, accept_key, short_key = jax.random.split(rng_key, 3)
         z, unravel = ravel_pytree(state.position)
-        curve = straight(z) if tails is None else tails
+        mask = half_lines(state.position, logdensity_fn, mirrored)
         root = jnp.asarray(factor, z.dtype)
         ours = nothing(z) if reference is None else reference
         eps = jnp.asarray(step_size, z.dtype)
@@ -166,18 +170,18 @@ def build_kernel(options=Options()) -> Callable:
         )
 
         def outside_at(s):
-            z, log_slope = curve.leave(s)
+            z, log_slope = arclength.leave(s, mask, unit)
             return outside(unravel(z), s) + log_slope
 
-        s = curve.enter(z)
+        s = arclength.enter(z, mask, unit)
         u = solve_root(root, s - ours.center)
         path = trajectory(noise_key, u, outside_at, ours, root, eps, friction, length)
         s_new = ours.center + matvec(root, path.end)
-        z_new, log_slope_new = curve.leave(s_new)
+        z_new, log_slope_new = arclength.leave(s_new, mask, unit)
         position = unravel(z_new)
         value, density_count = counted_value(logdensity_fn)(position, jnp.asarray(0))
         rise = value + log_slope_new - state.logdensity
-        rise = rise - curve.leave(s)[1]
+        rise = rise - arclength.leave(s, mask, unit)[1]
         followed = ours.potential(path.end, root) - ours.potential(u, root)
         error = path.kinetic - rise - followed
         finite = is_finite(z_new, value, error)
@@ -208,11 +212,31 @@ def _length(step_size, num_steps) -> jax.Array:
     return jnp.where(asked > 0, asked, nearest)
 
 
-def warmup(options=Options(), *, follows: bool = True) -> Warmup:
-    """Tune the kernel; `follows` is whether it has a reference, and tails."""
+def half_lines(position: Position, target: Target, mirrored: bool) -> np.ndarray:
+    """Which coordinates of the flat position are moved along by their arc length."""
+    assert target.split is not None  # hosts have called `require`
+    return arclength.on_half_line(position, target.split) & mirrored
+
+
+def warmup(
+    options=Options(), *, mirrored: bool = True, follows: bool | None = None
+) -> Warmup:
+    """Tune the kernel; `follows` is whether trajectories follow a reference."""
+    follows = mirrored if follows is None else follows
+
+    def coordinates(z, position, target, unit):
+        mask = half_lines(position, target, mirrored)
+        _, unravel = ravel_pytree(position)
+
+        def position_of(s):
+            return unravel(arclength.leave(s, mask, unit)[0])
+
+        return arclength.enter(z, mask, unit), position_of
+
     return adjusted_warmup(
         init,
-        build_kernel(),
+        build_kernel(mirrored=mirrored),
+        partial(half_lines, mirrored=mirrored),
         {
             "num_steps": options.num_steps or 0,
             "smoothing": options.smoothing or SMOOTHING,
@@ -220,7 +244,7 @@ def warmup(options=Options(), *, follows: bool = True) -> Warmup:
         },
         options.num_pilot,
         DURATION,
-        follows,
+        coordinates if follows else None,
     )
 
 
@@ -252,6 +276,7 @@ MAMYULA = replace(
     summary="adjusted Langevin trajectories on a Moreau-smoothed force",
     paper="Durmus, Moulines and Pereyra 2018, arXiv 1612.07471; adjusted as in arXiv "
     "2202.13230",
-    warmup=partial(warmup, follows=False),
+    build_kernel=partial(build_kernel, mirrored=False),
+    warmup=partial(warmup, mirrored=False),
 )
 SPECS = (SPEC, MAMYULA)

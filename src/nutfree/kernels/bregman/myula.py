@@ -154,7 +154,7 @@ def warmup(options=Options()) -> Warmup:
         metric,
         options.smoothing or SMOOTHING,
         options.num_pilot,
-        follows=False,
+        mirrored=False,
     )
 
 

@@ -201,7 +201,7 @@ def warmup(options=Options()) -> Warmup:
         metric,
         options.smoothing or SMOOTHING,
         options.num_pilot,
-        follows=True,
+        mirrored=True,
     )
 
 

@@ -47,7 +47,7 @@ def unadjusted_warmup(
     smoothing: float,
     num_pilot: int,
     *,
-    follows: bool,
+    mirrored: bool,
 ) -> Warmup:
     """Tune `step_size` and what `metric` returns.
 
@@ -58,12 +58,12 @@ def unadjusted_warmup(
         metric: `(params of the sibling, Observed) -> params`.
         smoothing: lambda over gamma, passed on as it is.
         num_pilot: transitions of the sibling's own pilot.
-        follows: which sibling: True is MARBMUMLA, False is MAMYULA.
+        mirrored: which sibling, MARBMUMLA or MAMYULA.
     """
     da_init, da_update, da_final = dual_averaging_adaptation(ACCEPTANCE)
-    sibling = marbmumla.build_kernel()
+    sibling = marbmumla.build_kernel(mirrored=mirrored)
     sibling_warmup = marbmumla.warmup(
-        marbmumla.Options(num_pilot=num_pilot), follows=follows
+        marbmumla.Options(num_pilot=num_pilot), mirrored=mirrored
     )
 
     def init(rng_key, position, target, num_steps) -> AdaptationState:

@@ -58,10 +58,10 @@ def stopped(name, path, monkeypatch, after, **settings):
 def half_done(tmp_path_factory, toys):
     """A checkpoint of the toy with some of its draws, and what was returned."""
     path = tmp_path_factory.mktemp("runs") / "half.ckpt"
-    patch = pytest.MonkeyPatch()
-    patch.setattr(underway, "PIECE_SECONDS", float("inf"))
-    with patch.context() as patch, pytest.warns(UserWarning, match="kept"):
-        tree = stopped("toy", path, patch, 10 + 7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(underway, "PIECE_SECONDS", float("inf"))
+        with pytest.warns(UserWarning, match="kept"):
+            tree = stopped("toy", path, patch, 10 + 7)
     return path, tree
 
 

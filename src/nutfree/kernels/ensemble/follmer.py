@@ -247,7 +247,8 @@ def warmup(options=Options()) -> Warmup:
         return AdaptationState(
             {**gaussian, "end_time": end_time, "ensemble": first},
             unravel(jnp.where(finite, first.particles[best], x)),
-            num_density_evals=num_fit + jnp.sum(both[0].num_density_evals),
+            # and one where the chain starts
+            num_density_evals=num_fit + jnp.sum(both[0].num_density_evals) + 1,
             inner=ReferenceFit(center, covariance, jnp.asarray(PILOT_COUNT)),
         )
 

@@ -14,7 +14,7 @@ export TF_CPP_MIN_LOG_LEVEL := 3
 
 help:
 	@echo "make demo       install, then compare kernels with NUTS on real posteriors"
-	@echo "make test       install, lint, and run the tests (7 to 9 minutes on two cores)"
+	@echo "make test       install, lint, run the tests, build the documentation"
 	@echo "make test-all   the long statistical runs too"
 	@echo "make bench      ratios against named peers, in quick form"
 	@echo "make docs       the documentation in site/, links checked"
@@ -57,6 +57,7 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m "not slow"
+	@$(MAKE) --no-print-directory docs
 
 test-all: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

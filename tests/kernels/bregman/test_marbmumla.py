@@ -57,6 +57,7 @@ def test_laplace_stays_laplace_with_long_steps_and_any_smoothing(smoothing):
     assert_law(x[:, 0], law.cdf)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scale", [pytest.param(0.1, marks=pytest.mark.slow), 1.0, 10.0]
 )

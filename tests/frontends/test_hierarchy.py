@@ -58,3 +58,13 @@ def test_a_kernel_that_never_rejects_warns_of_a_funnel(is_centred):
         kernel.init(jax.random.key(0), 1, start, (jnp.zeros((5, 4)),))
     assert [str(w.message)[:7] for w in said] == ["'theta'"] * is_centred
     assert all(w.filename == __file__ for w in said)
+
+
+def test_a_prior_that_cannot_be_drawn_from_is_no_hindrance():
+    def model():
+        numpyro.sample("flat", dist.ImproperUniform(dist.constraints.real, (), ()))
+        center = numpyro.sample("center", dist.Normal(0, 5))
+        scale = numpyro.sample("scale", dist.HalfNormal(1))
+        numpyro.sample("x", dist.Normal(center, scale).expand([8]).to_event(1))
+
+    assert centred_sites(model, (), {}) == (("x", "scale"),)

@@ -11,7 +11,7 @@ from numpyro import handlers
 from numpyro.distributions import constraints
 
 from nutfree.frontends import sites
-from nutfree.frontends.handlers import full_data
+from nutfree.frontends.starts import at_random
 from nutfree.frontends.windows import in_memory
 from nutfree.numerics.laplace import precision_product
 from nutfree.numerics.programs import jitted
@@ -32,7 +32,8 @@ def centred_sites(
         Pairs of the site and its scale.
     """
     args, kwargs = in_memory((args, dict(kwargs or {})))
-    seeded = full_data(handlers.seed(model, 0))
+    # at random in their supports: improper priors cannot be drawn from
+    seeded = at_random(model, 0)
 
     def traced(values: Mapping[str, Any]) -> dict:
         fixed = handlers.substitute(seeded, data=dict(values))

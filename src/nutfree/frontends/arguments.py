@@ -68,8 +68,9 @@ def arguments(data: tuple[tuple, dict], computes: Callable, *inputs: Any) -> Arg
         try:
             traced = jax.make_jaxpr(of_fed, return_shape=True)
             program, shapes = traced(split.fed, *inputs)
-        # a model is the user's own code, which may do with numbers what no trace can;
-        # whatever it raises, it gets them as they are
+        # a model is the user's own code, which may do with numbers what no trace can,
+        # and raises whatever NumPy or its own checks do then. Nothing is hidden: it ran
+        # on these arguments before, and is now given more of them as they are
         except Exception:
             continue
         computed = digest(program.jaxpr, program.consts)
@@ -90,7 +91,8 @@ def of_density(
     try:
         program = jax.make_jaxpr(jax.value_and_grad(logdensity_fn))(position)
         computed = digest(program.jaxpr, program.consts)
-    # one without a gradient, or that raises: the kernel says so in its own words
+    # a density is the user's own code, too. Nothing is hidden: without a digest its
+    # program is shared with none, and whatever is wrong is raised again where it runs
     except Exception:
         computed = None
     return Arguments([], lambda _: data, both(parts, computed))

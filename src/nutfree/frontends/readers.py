@@ -59,7 +59,8 @@ class Reader:
             source = np.asarray(self._read(low, high))
         except InvalidData:
             raise
-        # the storage's own errors, whatever they are: a chunk is damaged or gone
+        # a chunk is damaged or gone, which HDF5, Zarr and Arrow each say by errors of
+        # their own; the rows are named, and the cause is chained
         except Exception as error:
             raise InvalidData(
                 f"Rows {low} to {high - 1} of '{self.name}' cannot be read: {error}. "
@@ -118,7 +119,8 @@ def _opened(name: str, path: Path) -> Any:
         return _needed("zarr").open_array(path, mode="r")
     except NutfreeError:
         raise
-    # the readers of damaged files raise whatever they like
+    # NumPy and Zarr raise errors of many kinds, by where a file is damaged; each means
+    # that it cannot be read, and is chained
     except Exception as error:
         # numpy advises to trust a file of objects, which this library never does
         objects = any(word in str(error) for word in ("pickle", "Python objects"))
@@ -215,7 +217,8 @@ def open_parquet(
     parquet = _needed("pyarrow.parquet", "parquet")
     try:
         file = parquet.ParquetFile(path)
-    # pyarrow's errors are of many kinds
+    # pyarrow raises errors of its own and the system's; each means that the file cannot
+    # be read, and is chained
     except Exception as error:
         raise InvalidData(
             f"'{path}' cannot be read as Parquet: {error}. Write it anew, or pass the "

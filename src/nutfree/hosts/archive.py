@@ -64,7 +64,8 @@ def read(
                 raise ValueError("an array is there twice")
             size = path.stat().st_size
             return dict(_array(archive, m, size, accepts) for m in members)
-    # a damaged file can make its readers raise whatever they like
+    # a damaged file ends in BadZipFile, KeyError, NotImplementedError, ValueError and
+    # others, by where the damage is; each means that it is no checkpoint
     except Exception as error:
         raise CheckpointMismatch(
             f"'{path}' is damaged, or is no file of this checkpoint "

@@ -82,6 +82,9 @@ def client_app(model: Callable, owner: Callable[[Mapping[str, Any]], Any]) -> Cl
         except NutfreeError as error:
             # its text names no value of a row; what else goes wrong stays here
             return _reply(message, {}, {"refused": str(error)})
+        # the owner's own model and data can raise whatever they like, and a text may
+        # quote a row: the server is told the type alone, the owner's own log the rest,
+        # and the server leaves this owner out and names it
         except Exception as error:
             print(f"{type(error).__name__}: {error}")
             return _reply(message, {}, {"refused": f"a {type(error).__name__}"})

@@ -24,7 +24,8 @@ def hessian_product(gradient: Callable, x: jax.Array) -> Callable:
 
     try:
         jax.eval_shape(reverse, x)
-    # whoever wrote the rule decides what it raises where it is differentiated again
+    # a custom rule is the user's own code, and may raise anything where it is
+    # differentiated again. It has been traced above, and differences take its place
     except Exception:
         return lambda v: _difference(gradient, x, v)
     return reverse

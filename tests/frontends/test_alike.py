@@ -77,12 +77,12 @@ def test_the_program_of_many_owners_is_no_larger_than_that_of_few():
         shards = shards_of(model, owners_of(*range(30, 30 + count)))
         position = {"beta": jnp.zeros(2)}
         target = Target(lambda x: 0.0, position=position, shards=shards)
-        warm = fald.warmup()
-        kernel = fald.build_kernel()
+        warm = fald.SPEC.warmup()
+        kernel = fald.SPEC.build_kernel()
 
         def run(key):
             adapt = warm.init(key, position, target, 0)
-            state = fald.init(adapt.position, target)
+            state = fald.SPEC.init(adapt.position, target)
             return kernel(key, state, target, **adapt.params)
 
         return str(jax.make_jaxpr(run)(jax.random.key(0))).count(" = ")

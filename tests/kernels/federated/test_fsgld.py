@@ -49,23 +49,24 @@ def logistic():
 @cache
 def pilot(target, **options):
     """What warm-up finds, once for a target and options."""
-    warm = fsgld.warmup(fsgld.Options(**EXACT, **options))
+    warm = fsgld.SPEC.warmup(fsgld.Options(**EXACT, **options))
     return jax.jit(lambda key: warm.init(key, target.position, target, 0))(
         jax.random.key(0)
     )
 
 
-@partial(jax.jit, static_argnames=("target", "num_transitions", "options"))
-def _chains(keys, params, start, target, num_transitions, options):
-    module = {fsgld.Options: fsgld, dsgld.Options: dsgld}[type(options)]
-    kernel = module.build_kernel(options)
+@partial(
+    jax.jit, static_argnames=("target", "num_transitions", "build_kernel", "options")
+)
+def _chains(keys, params, start, target, num_transitions, build_kernel, options):
+    kernel = build_kernel(options)
 
     def one(key):
         def body(state, key):
             return kernel(key, state, target, **params)
 
         keys = jax.random.split(key, num_transitions)
-        state, info = jax.lax.scan(body, fsgld.init(start, target), keys)
+        state, info = jax.lax.scan(body, fsgld.SPEC.init(start, target), keys)
         return state.position, info
 
     return jax.vmap(one)(keys)
@@ -76,7 +77,8 @@ def chains(target, params, *, num_chains, num_transitions, start, of=fsgld, **st
     keys = jax.random.split(jax.random.key(0), num_chains)
     params = jax.tree.map(jnp.asarray, params)
     options = of.Options(**static)
-    return _chains(keys, params, jnp.asarray(start), target, num_transitions, options)
+    build, start = of.SPEC.build_kernel, jnp.asarray(start)
+    return _chains(keys, params, start, target, num_transitions, build, options)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_without_conducive_gradients_heterogeneous_owners_are_visibly_off(gaussi
 def test_warmup_predicts_what_owners_noise_does_without_conducive_gradients(gaussian):
     # small steps, so that the first-order prediction with its delay of K = 4 holds
     target, mean, covariance = gaussian
-    warm = dsgld.warmup(dsgld.Options(num_local_steps=4, **EXACT))
+    warm = dsgld.SPEC.warmup(dsgld.Options(num_local_steps=4, **EXACT))
     params = jax.jit(lambda key: warm.init(key, target.position, target, 0))(
         jax.random.key(0)
     ).params
@@ -169,7 +171,7 @@ def test_bias_halves_with_step_size(gaussian):
 def test_owners_logistic_regression_is_within_its_stated_bias(logistic):
     target, mean, sd = logistic
     adapt = pilot(target)
-    kernel = fsgld.build_kernel()
+    kernel = fsgld.SPEC.build_kernel()
 
     @jax.jit
     def run(key):
@@ -177,7 +179,7 @@ def test_owners_logistic_regression_is_within_its_stated_bias(logistic):
             state, info = kernel(key, state, target, **adapt.params)
             return state, (state.position, info)
 
-        state = fsgld.init(adapt.position, target)
+        state = fsgld.SPEC.init(adapt.position, target)
         return jax.lax.scan(body, state, jax.random.split(key, 4000))[1]
 
     draws, info = run(jax.random.key(1))
@@ -317,7 +319,7 @@ def test_visits_follow_the_rows_where_all_are_known(gaussian):
 
 def test_owners_with_few_rows_send_nothing_exact_unless_told(gaussian):
     target, _, _ = gaussian
-    warm = fsgld.warmup(fsgld.Options())
+    warm = fsgld.SPEC.warmup(fsgld.Options())
     found = jax.jit(lambda key: warm.init(key, target.position, target, 0))(
         jax.random.key(0)
     ).params["surrogates"]
@@ -339,10 +341,10 @@ def test_diagonal_surrogates_pool_as_matrices_do():
 def test_vmapped_and_sequential_chains_agree(gaussian):
     target, mean, _ = gaussian
     params = pilot(target).params
-    kernel = fsgld.build_kernel()
+    kernel = fsgld.SPEC.build_kernel()
 
     def one(key):
-        state = fsgld.init(jnp.asarray(mean), target)
+        state = fsgld.SPEC.init(jnp.asarray(mean), target)
         return kernel(key, state, target, **params)[0].position
 
     keys = jax.random.split(jax.random.key(3), 4)

@@ -15,16 +15,9 @@ K steps apart add a bias of order h^2 K^2, the larger the smaller rho is.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 from nutfree.errors import InvalidOption
-from nutfree.facts import several_owners
 from nutfree.kernels.federated.family import (
-    COLLECTS,
-    concerns,
-    federated_gradients,
-    federated_kernel,
-    init,
     max_inflation_option,
     num_rounds_option,
     share_exact_option,
@@ -33,9 +26,8 @@ from nutfree.kernels.federated.family import (
 from nutfree.kernels.federated.owners import Owners
 from nutfree.kernels.federated.privacy import Privacy
 from nutfree.kernels.federated.rounds import DRAWS, WEIGHTS, Scheme, scheme_of
-from nutfree.kernels.federated.warmup import federated_warmup
-from nutfree.registry import KernelSpec, option
-from nutfree.warmup import Warmup
+from nutfree.kernels.federated.spec import federated_spec
+from nutfree.registry import option
 
 
 @dataclass(frozen=True)
@@ -113,36 +105,10 @@ def privacy_of(options: Options) -> Privacy | None:
     return privacy
 
 
-def build_kernel(options=Options()):
-    """Return the kernel, see `family.federated_kernel`."""
-    return federated_kernel(partial(scheme, options))
-
-
-def warmup(options=Options()) -> Warmup:
-    return federated_warmup(partial(scheme, options), options)
-
-
-def gradients(options, params, target):
-    return federated_gradients(partial(scheme, options), params, target)
-
-
-SPEC = KernelSpec(
+SPEC = federated_spec(
+    scheme,
+    Options,
     name="fald",
-    family="federated",
     summary="federated averaging of Langevin steps with owners' surrogates",
     paper="arXiv 2112.05120, with the surrogates of 2004.11231",
-    init=init,
-    build_kernel=build_kernel,
-    warmup=warmup,
-    options=Options,
-    needs=("shards",),
-    suits=several_owners,
-    guarantee="biased",
-    bias_order={"step_size": 1},
-    gradients=gradients,
-    concerns=concerns,
-    bias="variances are too large by order step_size (or max_inflation); "
-    "predicted_inflation and the kernel Stein discrepancy show it",
-    collects=COLLECTS,
-    scheme=scheme,
 )

@@ -14,15 +14,8 @@ Bias of order h, see `family`: V is zero for Gaussian owners with all of their r
 """
 
 from dataclasses import dataclass
-from functools import partial
 
-from nutfree.facts import several_owners
 from nutfree.kernels.federated.family import (
-    COLLECTS,
-    concerns,
-    federated_gradients,
-    federated_kernel,
-    init,
     max_inflation_option,
     num_rounds_option,
     share_exact_option,
@@ -30,9 +23,8 @@ from nutfree.kernels.federated.family import (
 )
 from nutfree.kernels.federated.owners import Owners
 from nutfree.kernels.federated.rounds import Scheme
-from nutfree.kernels.federated.warmup import federated_warmup
-from nutfree.registry import KernelSpec, option
-from nutfree.warmup import Warmup
+from nutfree.kernels.federated.spec import federated_spec
+from nutfree.registry import option
 
 
 @dataclass(frozen=True)
@@ -53,45 +45,23 @@ class Options:
 
 
 def scheme(options: Options, owners: Owners) -> Scheme:
+    return scheme_of(options, owners, conducive=True)
+
+
+def scheme_of(options: Options, owners: Owners, conducive: bool) -> Scheme:
     """One owner a round, drawn by its weight; the noise is its own."""
     even = (1 / owners.count,) * owners.count
     weights = owners.shares if options.visits == "size" else even
     return Scheme(
-        1, True, weights, options.num_local_steps, 0.0, True, options.batch_size
+        1, True, weights, options.num_local_steps, 0.0, conducive, options.batch_size
     )
 
 
-def build_kernel(options=Options()):
-    """Return the kernel, see `family.federated_kernel`."""
-    return federated_kernel(partial(scheme, options))
-
-
-def warmup(options=Options()) -> Warmup:
-    return federated_warmup(partial(scheme, options), options)
-
-
-def gradients(options, params, target):
-    return federated_gradients(partial(scheme, options), params, target)
-
-
-SPEC = KernelSpec(
+SPEC = federated_spec(
+    scheme,
+    Options,
     name="fsgld",
-    family="federated",
     summary="federated Langevin with conducive gradients from owners' surrogates",
     paper="arXiv 2004.11231",
-    init=init,
-    build_kernel=build_kernel,
-    warmup=warmup,
-    options=Options,
-    needs=("shards",),
-    suits=several_owners,
-    guarantee="biased",
-    bias_order={"step_size": 1},
-    gradients=gradients,
-    concerns=concerns,
-    bias="variances are too large by order step_size (or max_inflation); "
-    "predicted_inflation and the kernel Stein discrepancy show it",
-    collects=COLLECTS,
-    scheme=scheme,
     recommended=True,
 )

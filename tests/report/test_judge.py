@@ -294,6 +294,19 @@ def test_nuts_is_named_where_it_is_as_good(seconds, best, target):
     assert sentence.startswith(f"{best}: ")
 
 
+def test_a_run_for_means_only_is_not_named_before_one_for_every_use(target):
+    few = made(exact(0, num=60), seconds=0.1)
+    verdicts = judge({"few": few, "many": made(exact(1), seconds=10.0)}, target)
+    assert verdicts["few"].sound
+    assert verdicts["few"].figures["seconds_to_400"] < 10
+    name, sentence = recommendation(verdicts)
+    assert name == "many"
+    assert "few is usable for means, not for tails" in sentence
+    # alone it is named, with the same word
+    name, sentence = recommendation({"few": verdicts["few"]})
+    assert (name, "for means, not for tails" in sentence) == ("few", True)
+
+
 def test_speed_is_that_of_sampling_and_an_exact_kernel_is_worth_two_biased(target):
     """A kernel that compiles for long beside one that samples for long."""
     compiled = made(exact(0), seconds=50.7, sampling_seconds=31.0)

@@ -16,6 +16,7 @@ from nutfree.diagnostics.limits import (
 
 #: The checks, as they are called in a verdict.
 FINITE, R_HAT, ESS = "draws are finite", "R-hat", "bulk ESS"
+TAIL_ESS = "tail ESS"
 DIVERGENCES = "divergences"
 
 

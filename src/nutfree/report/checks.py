@@ -10,6 +10,7 @@ from nutfree.diagnostics.convergence import (
     ESS,
     FINITE,
     R_HAT,
+    TAIL_ESS,
     Convergence,
 )
 from nutfree.diagnostics.discrepancies import (
@@ -151,7 +152,7 @@ def _convergence_checks(run: Run) -> list[Check]:
     result = "caveat" if doubts and not problems else "fine"
     tail = GOOD_ESS_PER_CHAIN * run.num_chains
     said = doubts[0] if result == "caveat" else ""
-    checks.append(Check("tail ESS", c.ess_tail, tail, result, said))
+    checks.append(Check(TAIL_ESS, c.ess_tail, tail, result, said))
     return checks
 
 

@@ -271,7 +271,12 @@ def recommendation(
         ``(name, sentence)``; the name is None where no run can be trusted.
     """
     specs = specs or {}
-    sound = {name: v.figures for name, v in verdicts.items() if v.sound}
+    good = [name for name, v in verdicts.items() if v.sound and not v.for_means_only]
+    sound = {
+        name: v.figures
+        for name, v in verdicts.items()
+        if v.sound and (not good or name in good)
+    }
     aside = [
         f"{name} was set aside: {v.problems[0]}."
         for name, v in verdicts.items()
@@ -281,6 +286,11 @@ def recommendation(
         f"{name} was not checked: {', '.join(v.not_checked)}."
         for name, v in verdicts.items()
         if not v.problems and not v.sound
+    ]
+    aside += [
+        f"{name} is {v.for_means_only}."
+        for name, v in verdicts.items()
+        if v.sound and v.for_means_only
     ]
     noted = [
         f"Look again: {name} {note}, which itself was set aside."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nutfree.diagnostics.convergence import ESS, FINITE, R_HAT
+from nutfree.diagnostics.convergence import ESS, FINITE, R_HAT, TAIL_ESS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,6 +79,15 @@ class Verdict:
         """Whether the checks that count were made, and nothing speaks against it."""
         unmade = {c.name for c in self.checks if c.result == "not checked"}
         return not self.problems and not unmade & ESSENTIAL
+
+    @property
+    def for_means_only(self) -> str:
+        """Why the draws are usable for means and not for tails; empty where they are
+        for both."""
+        return next(
+            (c.said for c in self.checks if (c.name, c.result) == (TAIL_ESS, "caveat")),
+            "",
+        )
 
     @property
     def word(self) -> str:

@@ -28,7 +28,7 @@ from nutfree.frontends.numpyro import model_target
 from nutfree.hosts.blackjax import api as _api
 from nutfree.hosts.checkpoint import read_checkpoint
 from nutfree.hosts.cluster import gather_chains
-from nutfree.hosts.numpyro import kernel
+from nutfree.hosts.kernel import kernel
 from nutfree.hosts.sample import sample
 from nutfree.numerics import compilation_cache
 from nutfree.registry import KernelSpec, kernels, option, register

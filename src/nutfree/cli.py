@@ -242,7 +242,7 @@ def sample(
     with _plain_errors():
         import arviz_stats
 
-        from nutfree.hosts.numpyro import kernel as build
+        from nutfree.hosts.kernel import kernel as build
         from nutfree.hosts.sample import sample as run
 
         options = _options(option or [])

@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 from numpyro.infer import AIES, HMC, MCMC, NUTS, SA, BarkerMH
 
-import nutfree.hosts.numpyro as host
+import nutfree.hosts.kernel as host
 from nutfree.diagnostics.convert import to_arviz
 
 Y = np.array([0.3, -0.4, 1.2, 0.5])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,9 @@ from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 
 from nutfree import registry
-from nutfree.errors import InvalidOption, NoFiniteStart, UnsupportedModel, warn
+from nutfree.errors import NoFiniteStart, UnsupportedModel, warn
 from nutfree.frontends.arguments import Arguments, both, of_density, static_key
 from nutfree.frontends.checks import check_nan
-from nutfree.frontends.handlers import full_data
 from nutfree.frontends.hierarchy import centred_sites, funnels
 from nutfree.frontends.numpyro import ModelFrontend, analyse
 from nutfree.frontends.splits import check_split
@@ -32,18 +31,17 @@ from nutfree.hosts.state import (
     ACROSS_CHAINS,
     NutfreeState,
     as_float,
-    compensated_add,
     is_batch,
-    like_key,
     split_key,
     typed_key,
 )
+from nutfree.hosts.transition import energy_of, first_state, next_state
 from nutfree.numerics.programs import Program, in_full_precision, jitted
 from nutfree.registry import KernelSpec
 from nutfree.target import PARTS, Target, as_target, require
 
 if TYPE_CHECKING:
-    import pandas
+    pass
 
 
 class NutfreeKernel(MCMCKernel):
@@ -273,7 +271,8 @@ class NutfreeKernel(MCMCKernel):
         rebuild = self.arguments.rebuild
 
         def begin(fed, *inputs):
-            return self._begin(self.target(*rebuild(fed)), *inputs)
+            target = self.target(*rebuild(fed))
+            return first_state(self.algorithm, target, self._num_warmup, *inputs)
 
         run = jax.vmap(begin, in_axes=(None, 0, 0, 0, 0)) if batched else begin
         return jitted(run, both("begin", self.program_key, batched))
@@ -343,43 +342,11 @@ class NutfreeKernel(MCMCKernel):
                 "exact."
             )
 
-    def _begin(self, target, rng_key, start_key, pilot_key, position) -> NutfreeState:
-        """Return the first state of one chain."""
-        del start_key
-        position = jax.tree.map(as_float, position)
-        pilot_key, init_key = jax.random.split(typed_key(pilot_key))
-        begun = chain.begin(
-            self.algorithm, target, pilot_key, init_key, position, self._num_warmup
-        )
-        info = jax.eval_shape(
-            lambda: chain.advance(self.algorithm, target, init_key, begun, 0)[1]
-        )
-        info = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), info)
-        energy, dtype = _energy(begun.kernel_state), jnp.result_type(float)
-        none = jnp.zeros((), dtype)
-        return NutfreeState(
-            i=begun.i,
-            z=begun.kernel_state.position,
-            potential_energy=energy,
-            num_steps=none,
-            num_grad_evals=none,
-            num_density_evals=none,
-            accept_prob=none,
-            mean_accept_prob=none,
-            diverging=jnp.asarray(False),
-            total_grad_evals=jnp.asarray(begun.adapt_state.num_grad_evals, dtype),
-            total_density_evals=jnp.asarray(begun.adapt_state.num_density_evals, dtype),
-            lost_evals=jnp.zeros(2, dtype),
-            kernel_state=begun.kernel_state,
-            info=info,
-            adapt_state=begun.adapt_state,
-            rng_key=rng_key,
-        )
-
     @in_full_precision
     def sample(self, state: NutfreeState, model_args, model_kwargs) -> NutfreeState:
         """Make one transition of one chain, or of all vectorized ones."""
-        advance = partial(self._advance, self.target(model_args, model_kwargs))
+        target = self.target(model_args, model_kwargs)
+        advance = partial(next_state, self.algorithm, target, self._num_warmup)
         if not is_batch(state.rng_key):
             return advance(state)
         # the chains share one `i`, so that warm-up's conditions stay conditions
@@ -387,41 +354,6 @@ class NutfreeKernel(MCMCKernel):
         shared = state._replace(i=state.i[0])
         state = jax.vmap(advance, in_axes=(axes,), out_axes=axes)(shared)
         return state._replace(i=jnp.broadcast_to(state.i, state.diverging.shape))
-
-    def _advance(self, target: Target, state: NutfreeState) -> NutfreeState:
-        next_key, step_key = jax.random.split(typed_key(state.rng_key))
-        before = chain.Chain(state.i, state.kernel_state, state.adapt_state)
-        after, info = chain.advance(
-            self.algorithm, target, step_key, before, self._num_warmup
-        )
-        dtype = state.total_grad_evals.dtype
-        grads = jnp.asarray(getattr(info, "num_grad_evals", 0.0), dtype)
-        densities = jnp.asarray(getattr(info, "num_density_evals", 0.0), dtype)
-        accept_prob = jnp.asarray(getattr(info, "acceptance_rate", jnp.nan), dtype)
-        since = state.i - jnp.where(state.i < self._num_warmup, 0, self._num_warmup) + 1
-        totals = jnp.stack([state.total_grad_evals, state.total_density_evals])
-        totals, lost = compensated_add(
-            totals, jnp.stack([grads, densities]), state.lost_evals
-        )
-        return NutfreeState(
-            i=after.i,
-            z=after.kernel_state.position,
-            potential_energy=_energy(after.kernel_state),
-            num_steps=grads,
-            num_grad_evals=grads,
-            num_density_evals=densities,
-            accept_prob=accept_prob,
-            mean_accept_prob=state.mean_accept_prob
-            + (accept_prob - state.mean_accept_prob) / since,
-            diverging=jnp.asarray(getattr(info, "is_divergent", False)),
-            total_grad_evals=totals[0],
-            total_density_evals=totals[1],
-            lost_evals=lost,
-            kernel_state=after.kernel_state,
-            info=info,
-            adapt_state=after.adapt_state,
-            rng_key=like_key(next_key, state.rng_key),
-        )
 
     @in_full_precision
     def refresh(self, state: NutfreeState, model_args, model_kwargs) -> NutfreeState:
@@ -435,7 +367,7 @@ class NutfreeKernel(MCMCKernel):
         key = jax.random.fold_in(typed_key(state.rng_key), state.i)
         kernel_state = self.algorithm.init(state.z, target, key)
         return state._replace(
-            kernel_state=kernel_state, potential_energy=_energy(kernel_state)
+            kernel_state=kernel_state, potential_energy=energy_of(kernel_state)
         )
 
     def wrap_model(self, wrapper: Callable) -> NutfreeKernel:
@@ -449,64 +381,6 @@ class NutfreeKernel(MCMCKernel):
         kernel._model = wrapper(self._model)
         kernel._frontend = kernel._sample_fn = kernel._run = None
         return kernel
-
-
-def kernel(
-    name: str,
-    model: Callable | Target | None = None,
-    *,
-    potential_fn: Callable | None = None,
-    init_strategy: Callable = init_to_uniform,
-    **options: Any,
-) -> MCMCKernel | Any:
-    """Return a kernel for NumPyro's `MCMC`, to pass in place of `NUTS`.
-
-    Args:
-        name: a kernel or a family, see `nutfree.kernels()`.
-        model: a NumPyro model, or a `Target`.
-        potential_fn: minus log density of a pytree, instead of a model; then `run`
-            needs `init_params`.
-        init_strategy: where NumPyro looks for starting points.
-        **options: options of the kernel. One that warm-up tunes is kept as given.
-
-    Returns:
-        A `numpyro.infer.mcmc.MCMCKernel`. With a name alone, an object to look at,
-        whose `options` is a table of the kernel's options.
-
-    Raises:
-        UnknownKernel: with the nearest name.
-        InvalidOption: with the nearest option, or the range.
-
-    Example:
-        >>> from numpyro.infer import MCMC
-        >>> mcmc = MCMC(kernel("mala", potential_fn=lambda x: 0.5 * x**2),
-        ...             num_warmup=10, num_samples=10)
-    """
-    spec, options = registry.resolve(name, options)
-    if model is None and potential_fn is None and not options:
-        return Unbound(spec)
-    if spec.mcmc_kernel is None:
-        return NutfreeKernel(
-            spec,
-            model,
-            potential_fn=potential_fn,
-            init_strategy=init_strategy,
-            options=options,
-        )
-    check_posterior(name, model, potential_fn, init_strategy)
-    known = {f.name for f in fields(spec.options)}
-    spec.checked({k: v for k, v in options.items() if k in known})
-    # NumPyro's own, which would refuse a subsampled plate
-    if model is not None:
-        model = full_data(model)
-    try:
-        return spec.mcmc_kernel(
-            model, potential_fn=potential_fn, init_strategy=init_strategy, **options
-        )
-    except (TypeError, ValueError) as error:
-        raise InvalidOption(
-            f"NumPyro's '{name}' refused its options: {error}"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -523,38 +397,5 @@ class _Minus:
         return -self.potential_fn(position)
 
 
-class Unbound:
-    """A kernel without a posterior, made by `nutfree.kernel(name)`, to look at.
-
-    Attributes:
-        options: a table of its options, with their defaults and what they are.
-    """
-
-    def __init__(self, spec: KernelSpec):
-        self.spec = spec
-
-    def __repr__(self) -> str:
-        spec = self.spec
-        return (
-            f'<nutfree.kernel("{spec.name}"): {spec.summary} ({spec.paper}). Give it a '
-            f'model: nutfree.kernel("{spec.name}", model).>'
-        )
-
-    @property
-    def options(self) -> pandas.DataFrame:
-        import pandas as pd
-
-        rows = [
-            (f.name, f.default, f.metadata["help"]) for f in fields(self.spec.options)
-        ]
-        columns = ["option", "default", "what it is"]
-        return pd.DataFrame(rows, columns=columns).set_index("option")
-
-
 def _of_first_chain(tree):
     return jax.tree.map(lambda x: x[0], tree)
-
-
-def _energy(kernel_state) -> jax.Array:
-    logdensity = getattr(kernel_state, "logdensity", jnp.nan)
-    return -jnp.asarray(logdensity, jnp.result_type(logdensity))

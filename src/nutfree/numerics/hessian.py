@@ -10,6 +10,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from nutfree.numerics.programs import inner_jaxprs
+
 #: Relative step of the differences, in powers of the precision.
 DIFFERENCE = 1 / 3
 
@@ -44,16 +46,6 @@ def _has_reverse_rule(jaxpr) -> bool:
     """Say whether a program calls what has a reverse-mode rule of its own."""
     return any(
         eqn.primitive.name.startswith("custom_vjp_call")
-        or any(_has_reverse_rule(inner) for inner in _inner(eqn.params.values()))
+        or any(_has_reverse_rule(inner) for inner, _ in inner_jaxprs(eqn))
         for eqn in jaxpr.eqns
     )
-
-
-def _inner(values):
-    for value in values:
-        if isinstance(value, tuple | list):
-            yield from _inner(value)
-        elif hasattr(value, "eqns"):
-            yield value
-        elif hasattr(value, "jaxpr"):
-            yield value.jaxpr

@@ -197,14 +197,17 @@ def arrays_in(jaxpr: Jaxpr) -> Iterator[Any]:
         for value in equation.invars:
             if isinstance(value, Literal) and np.ndim(value.val):
                 yield value.val
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: isinstance(x, _JAXPRS)
-        ):
-            if isinstance(inner, ClosedJaxpr):
-                yield from inner.consts
-                yield from arrays_in(inner.jaxpr)
-            elif isinstance(inner, Jaxpr):
-                yield from arrays_in(inner)
+        for inner, consts in inner_jaxprs(equation):
+            yield from consts
+            yield from arrays_in(inner)
 
 
-_JAXPRS = (ClosedJaxpr, Jaxpr)
+def inner_jaxprs(equation: Any) -> Iterator[tuple[Jaxpr, list]]:
+    """Yield the jaxprs that an equation of another one calls, and their constants."""
+    kinds = (ClosedJaxpr, Jaxpr)
+    parts = list(equation.params.values())
+    for found in jax.tree.leaves(parts, is_leaf=lambda x: isinstance(x, kinds)):
+        if isinstance(found, ClosedJaxpr):
+            yield found.jaxpr, found.consts
+        elif isinstance(found, Jaxpr):
+            yield found, []

@@ -98,7 +98,7 @@ def cross_check(
 
     from nutfree.frontends.numpyro import model_target
     from nutfree.frontends.windows import first_window
-    from nutfree.hosts.numpyro import kernel
+    from nutfree.hosts.kernel import kernel
     from nutfree.hosts.sample import sample
 
     target = model

@@ -66,7 +66,7 @@ def labelled(
 
 
 def build(entry: KernelLike, model: Callable) -> MCMCKernel:
-    from nutfree.hosts.numpyro import kernel
+    from nutfree.hosts.kernel import kernel
 
     if isinstance(entry, MCMCKernel):
         return entry

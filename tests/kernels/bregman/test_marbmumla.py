@@ -197,7 +197,7 @@ def test_untuned_answer_agrees_with_nuts(name, label):
     from numpyro.infer import MCMC, NUTS
 
     import models
-    from nutfree.hosts.numpyro import kernel
+    from nutfree.hosts.kernel import kernel
 
     zoo = models.load(label)
 

@@ -162,7 +162,7 @@ def test_bayesian_lasso_agrees_with_nuts(name):
     from numpyro.infer import MCMC, NUTS
 
     import models
-    from nutfree.hosts.numpyro import kernel
+    from nutfree.hosts.kernel import kernel
 
     zoo = models.load("lasso_diabetes")
     data = zoo.data()

@@ -358,7 +358,7 @@ def test_a_numpyro_model_of_several_owners_is_sampled():
     from numpyro.infer import MCMC
 
     from nutfree.frontends.federated import federated
-    from nutfree.hosts.numpyro import kernel
+    from nutfree.hosts.kernel import kernel
 
     def model(y):
         mu = numpyro.sample("mu", dist.Normal(0, 10))

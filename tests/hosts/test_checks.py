@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pandas as pd
 import pytest
 from numpyro.infer import MCMC
 
@@ -214,3 +215,14 @@ def test_what_a_traced_model_cannot_do_is_explained_at_its_line(model, said):
         nf.kernel("mala", model).init(jax.random.key(0), 1, model_args=(1.0,))
     if model is not _loop_on_a_latent:  # it is differentiated where it is not called
         assert f"(test_checks.py, line {first + 2})" in str(caught.value)
+
+
+def test_a_table_of_pandas_in_place_of_its_numbers_is_named():
+    def model(groups):
+        levels = numpyro.sample("levels", dist.Normal().expand([3]).to_event(1))
+        numpyro.factor("f", levels[groups].sum())
+
+    groups = pd.Series([0, 1, 2, 1])
+    with pytest.raises(nf.InvalidData, match=r"pandas Series.*series\.to_numpy\(\)"):
+        nf.model_target(model, (groups,))
+    assert nf.model_target(model, (groups.to_numpy(),)).position is not None

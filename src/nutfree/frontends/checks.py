@@ -1,6 +1,7 @@
 """Errors in a model or its data, each refused with what to do instead."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +49,8 @@ def check_latent(latent) -> None:
             )
 
 
-def cannot_run(error: Exception) -> InvalidData:
-    """Make an error of ours out of a model's own."""
+def cannot_run(error: Exception, data: Any = ()) -> InvalidData:
+    """Make an error of ours out of a model's own, on these arguments of the model."""
     advice = "Check the names and the shapes of the data passed to the model."
     # JAX goes on about how it traces, which is not how the model is written
     what = str(error).split("\n")[0].rstrip(".")
@@ -58,7 +59,15 @@ def cannot_run(error: Exception) -> InvalidData:
             advice = said
             break
     else:
-        what = str(error).rstrip(".")
+        table = next((x for x in jax.tree.leaves(data) if _is_pandas(x)), None)
+        if table is not None:
+            name = type(table).__name__
+            advice = (
+                f"One of them is a pandas {name}: pass its numbers, {name.lower()}"
+                ".to_numpy()."
+            )
+        else:
+            what = str(error).rstrip(".")
         if isinstance(error, ValueError) and _NO_GRADIENT.search(what):
             advice = (
                 "Take a kernel that needs no gradient: nutfree.recommend(model, ...) "
@@ -68,6 +77,10 @@ def cannot_run(error: Exception) -> InvalidData:
         f"The model cannot be run on these arguments{where_raised(error)}: "
         f"{type(error).__name__}: {what}. {advice}"
     )
+
+
+def _is_pandas(leaf: Any) -> bool:
+    return type(leaf).__module__.partition(".")[0] == "pandas"
 
 
 _NO_GRADIENT = re.compile("JVP|differentiation|custom_vjp")

@@ -264,7 +264,7 @@ def analyse(
     # that the model does not run on these arguments, and the cause is chained
     except Exception as error:
         check_nan(args, kwargs)
-        raise cannot_run(error) from error
+        raise cannot_run(error, (args, kwargs)) from error
     params = {k: s["value"] for k, s in trace.items() if s["type"] == "param"}
     fixed = handlers.substitute(model, data=params) if params else model
     drawn = {k: s for k, s in trace.items() if s["type"] == "sample"}

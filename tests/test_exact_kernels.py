@@ -16,6 +16,7 @@ import nutfree as nf
 from models import posteriordb
 from nutfree import registry
 from nutfree.frontends.numpyro import analyse
+from nutfree.hosts.transition import first_state
 
 SPECS = registry.specs()
 CHAINS = [
@@ -83,7 +84,8 @@ def rank(name, frontends, key):
     kernel = nf.kernel(name, target, **PILOT.get(name, {}))
     kernel._num_warmup = 200
     start = {"mu": jnp.asarray(0.0), "sigma": jnp.asarray(0.0)}
-    state = kernel._begin(target, chain_key, start_key, pilot_key, start)
+    keys = chain_key, start_key, pilot_key
+    state = first_state(kernel.algorithm, target, 200, *keys, start)
 
     def thinned(length):
         def step(state, _):

@@ -31,7 +31,7 @@ KERNELS = {
 def draws(target_of, start, num_chains, num_steps, geometry="barrier", **params):
     """The values of `x` at the end of many chains that start at one place."""
     run = ends(rbmumla.init, KERNELS[geometry], target_of)
-    starts = jnp.broadcast_to(start, (num_chains, start.size))
+    starts = jnp.broadcast_to(start, (num_chains, start.shape[-1]))
     state, _ = run(starts, num_steps, **params)
     return np.asarray(state.values["x"])
 
@@ -147,21 +147,24 @@ def target_of(law):
     ],
 )
 def test_mirror_langevin_has_the_moments_of_laws_with_a_boundary(law):
-    """g = 0. 10,000 independent draws: 0.04 sd is 4 sd of the mean, 6 % some 4 sd of
-    the sd of these laws; the step's own bias of up to 0.05 sd comes on top."""
-    distribution, _, size = TARGETS[law]
+    """g = 0. 10,000 chains that start from exact draws, for 15 units of time. 0.04 sd
+    is 4 sd of the mean, 6 % some 4 sd of the sd of these laws; the step's own bias of
+    up to 0.04 sd comes on top, by the order test: 0.2 makes it 0.095, 0.05 a fourth."""
+    distribution, constraint, size = TARGETS[law]
     mean, variance = np.asarray(distribution.mean), np.asarray(distribution.variance)
+    exact = distribution.sample(jax.random.key(1), (10_000,))
+    start = dist.biject_to(constraint).inv(exact)
     x = draws(
         target_of(law),
-        jnp.zeros(size),
+        start,
         10_000,
-        150,
+        300,
         step_size=0.05,
         inverse_mass_matrix=jnp.asarray(variance),
         center=jnp.asarray(mean),
     )
-    np.testing.assert_allclose((x.mean(0) - mean) / variance**0.5, 0, atol=0.09)
-    np.testing.assert_allclose(x.std(0) / variance**0.5, 1, atol=0.09)
+    np.testing.assert_allclose((x.mean(0) - mean) / variance**0.5, 0, atol=0.07)
+    np.testing.assert_allclose(x.std(0) / variance**0.5, 1, atol=0.08)
 
 
 def test_bias_has_its_stated_order_in_the_step():

@@ -20,6 +20,7 @@ from nutfree.errors import (
     UnsupportedModel,
 )
 from nutfree.frontends.blackbox import blackbox
+from nutfree.frontends.composite import composite
 from nutfree.frontends.disk import rows
 from nutfree.frontends.federated import federated
 from nutfree.frontends.handlers import full_data
@@ -30,7 +31,7 @@ from nutfree.hosts.checkpoint import read_checkpoint
 from nutfree.hosts.cluster import gather_chains
 from nutfree.hosts.kernel import kernel
 from nutfree.hosts.sample import sample
-from nutfree.numerics import compilation_cache
+from nutfree.numerics import compilation_cache, terms
 from nutfree.registry import KernelSpec, kernels, option, register
 from nutfree.target import Minibatch, Prior, Split, Target, as_target
 
@@ -56,6 +57,7 @@ __all__ = [
     "blackbox",
     "check",
     "compare",
+    "composite",
     "cross_check",
     "federated",
     "full_data",
@@ -70,6 +72,7 @@ __all__ = [
     "register",
     "rows",
     "sample",
+    "terms",
     "to_arviz",
 ]
 

@@ -10,7 +10,7 @@ from numpyro import handlers
 
 import nutfree as nf
 from nutfree.frontends.numpyro import model_target
-from nutfree.numerics.proximal import GroupNorm, Hinge, LaplaceTerm
+from nutfree.numerics.proximal import GroupNorm, Hinge, LaplaceTerm, OwnTerm
 
 Y = jnp.array([0.3, -1.0, 2.5, 0.9])
 MASK = jnp.array([True, False, True, True])
@@ -30,6 +30,18 @@ def groups():
 
 def own_term():
     nf.nonsmooth("mine", level(), norm=Hinge(0.2, 1.0, 3.0))
+
+
+def picture():
+    x = numpyro.sample("x", dist.Normal(0, 3).expand([2, 2]).to_event(2))
+    nf.nonsmooth("tv", x, 0.5, norm="tv")
+
+
+def own_functions():
+    def prox(x, step):
+        return jnp.sign(x) * jnp.maximum(jnp.abs(x) - step, 0)
+
+    nf.nonsmooth("mine", level(), norm=lambda x: jnp.sum(jnp.abs(x)), prox=prox)
 
 
 def likelihood():
@@ -75,6 +87,8 @@ FOUND = {
     total_variation: {"tv": LaplaceTerm},
     groups: {"groups": GroupNorm},
     own_term: {"mine": Hinge},
+    own_functions: {"mine": OwnTerm},
+    picture: {"tv": GroupNorm},
     likelihood: {"y": Hinge},
     quantile: {"y": Hinge},
     masked_likelihood: {"y": Hinge},
@@ -141,6 +155,8 @@ class PerElement(NoProx):
     [
         ({"norm": "l2"}, "Write one of 'l1', 'group'"),
         ({"norm": NoProx()}, "without 'prox'"),
+        ({"norm": jnp.sum}, "no 'prox'. Pass prox="),
+        ({"norm": "nuclear"}, r"shape \(3,\). Pass one of at least 2 axes"),
         ({"norm": PerElement()}, "return the sum"),
         ({"scale": jnp.ones(4)}, r"shape \(4,\) for norms of shape \(3,\)"),
     ],

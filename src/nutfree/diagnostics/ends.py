@@ -14,6 +14,10 @@ from nutfree.frontends.starts import at_random
 MAX_AT_END = 2e-3
 #: Spacings between numbers that count as the end.
 SPACINGS = 4
+#: And multiples of the least number where the limit is zero. A log of shape a has the
+#: a-th power of a number below it: beyond 1,000 times the least there is about half as
+#: much mass again as is lost for a = 0.05.
+LEAST = 1e3
 
 
 def piled_up(
@@ -71,5 +75,5 @@ def _is_at(draws: np.ndarray, limit: float, size: float) -> np.ndarray:
     if draws.dtype.kind != "f":
         return np.zeros(draws.shape, bool)
     spacing = np.spacing(draws.dtype.type(size)) if size else 0.0
-    end = max(SPACINGS * float(spacing), 2 * float(np.finfo(draws.dtype).tiny))
+    end = max(SPACINGS * float(spacing), LEAST * float(np.finfo(draws.dtype).tiny))
     return np.abs(draws.astype(np.float64) - limit) <= end

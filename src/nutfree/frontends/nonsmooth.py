@@ -11,13 +11,25 @@ import numpyro.distributions as dist
 
 from nutfree.errors import InvalidData
 from nutfree.frontends import sites
-from nutfree.numerics.proximal import GroupNorm, Hinge, LaplaceTerm
+from nutfree.numerics.proximal import (
+    GroupNorm,
+    Hinge,
+    LaplaceTerm,
+    MaxNorm,
+    NuclearNorm,
+    OwnTerm,
+    differences,
+)
 from nutfree.target import At, NonSmooth
 
-#: Norms that a term may be called by.
-NORMS: dict[str, Callable] = {
-    "l1": lambda scale: LaplaceTerm(0.0, scale),
-    "group": GroupNorm,
+#: Norms that a term may be called by: the term of a scale, and how many axes of x it
+#: has one scale for.
+NORMS: dict[str, tuple[Callable, int]] = {
+    "l1": (lambda scale: LaplaceTerm(0.0, scale), 0),
+    "group": (GroupNorm, 1),
+    "max": (MaxNorm, 1),
+    "nuclear": (NuclearNorm, 2),
+    "tv": (GroupNorm, 1),
 }
 
 
@@ -30,7 +42,12 @@ class Declared(dist.Unit):
 
 
 def nonsmooth(
-    name: str, x: Any, scale: Any = 1.0, *, norm: str | NonSmooth = "l1"
+    name: str,
+    x: Any,
+    scale: Any = 1.0,
+    *,
+    norm: str | NonSmooth | Callable = "l1",
+    prox: Callable | None = None,
 ) -> None:
     """Declare in a NumPyro model that its log density has the term -g(x).
 
@@ -42,9 +59,15 @@ def nonsmooth(
     Args:
         name: of the term, like that of a site.
         x: an array computed from the model's sites, linear in them at best.
-        scale: b in g(x) = sum |x| / b, broadcast to `x`.
-        norm: "l1"; "group", the sum of the Euclidean norms of the rows of the last
-            axis, each over its scale; or g itself, with `value` and `prox`.
+        scale: b in g(x) = norm(x) / b: a number, or an array of one for each norm.
+        norm: "l1", the sum of |x|; "group", that of the Euclidean norms of the rows of
+            the last axis; "max", that of their largest |x|; "nuclear", that of the
+            singular values of the matrices of the last two axes; "tv", the total
+            variation, the sum of |x[i + 1] - x[i]| of a vector, and of the norms of
+            the gradients at all points of an array of more axes; one of
+            `nutfree.terms`; or g itself, a function of x.
+        prox: with a function as `norm`, its proximal operator `prox(x, step)`,
+            argmin_y g(y) + |y - x|^2 / (2 step).
 
     Raises:
         InvalidData: for a norm that is none of these, or shapes that do not match.
@@ -53,33 +76,25 @@ def nonsmooth(
         >>> import numpyro, numpyro.distributions as dist
         >>> def denoise(y, scale=0.1):
         ...     x = numpyro.sample("x", dist.Normal(0, 10).expand(y.shape).to_event(1))
-        ...     nonsmooth("tv", jnp.diff(x), scale)
+        ...     nonsmooth("tv", x, scale, norm="tv")
         ...     numpyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=y)
     """
     x = jnp.asarray(x)
     term: Any = norm
     if isinstance(norm, str):
-        if norm not in NORMS:
-            listed = ", ".join(repr(n) for n in NORMS)
+        term, x = _named(name, x, scale, norm)
+    elif not hasattr(norm, "value") and callable(norm):
+        if not callable(prox):
             raise InvalidData(
-                f"The term '{name}' has the norm {norm!r}, which is not known. Write "
-                f"one of {listed}, or pass an object with 'value' and 'prox'."
+                f"The term '{name}' has a function as its norm, and no 'prox'. Pass "
+                "prox=..., a function (x, step) -> argmin_y g(y) + |y - x|^2 / (2 step)"
+                ", or one of nutfree.terms as the norm."
             )
-        wanted = x.shape if norm == "l1" else x.shape[:-1]
-        try:
-            fits = np.broadcast_shapes(jnp.shape(scale), wanted) == wanted
-        except ValueError:
-            fits = False
-        if not fits:
-            raise InvalidData(
-                f"The term '{name}' has a scale of shape {jnp.shape(scale)} for norms "
-                f"of shape {wanted}. Pass a number, or one for each of them."
-            )
-        term = NORMS[norm](scale)
+        term = OwnTerm(norm, prox)
     missing = [m for m in ("value", "prox") if not callable(getattr(term, m, None))]
     if missing:
         raise InvalidData(
-            f"The term '{name}' has a norm without '{missing[0]}'. Pass 'l1', 'group', "
+            f"The term '{name}' has a norm without '{missing[0]}'. Pass {listed()}, "
             "or an object with 'value(x)', which is g(x), and 'prox(x, step)'."
         )
     value = jax.eval_shape(term.value, x)
@@ -90,6 +105,41 @@ def nonsmooth(
         )
     fn = Declared(term, x)
     numpyro.sample(name, fn, obs=fn.sample(None), infer={"is_auxiliary": True})
+
+
+def _named(name: str, x: jax.Array, scale: Any, norm: str) -> tuple[Any, jax.Array]:
+    """The term of a norm that is called by its name, and its argument."""
+    if norm not in NORMS:
+        raise InvalidData(
+            f"The term '{name}' has the norm {norm!r}, which is not known. Write one "
+            f"of {listed()}, or pass an object with 'value' and 'prox'."
+        )
+    make, num_axes = NORMS[norm]
+    least = 1 if norm == "tv" else num_axes
+    if x.ndim < least:
+        raise InvalidData(
+            f"The term '{name}' has the norm {norm!r} of an array of shape {x.shape}. "
+            f"Pass one of at least {least} axes."
+        )
+    if norm == "tv":
+        one, x = x.ndim == 1, differences(x)
+        make, num_axes = NORMS["l1" if one else "group"]
+    wanted = x.shape[: x.ndim - num_axes]
+    try:
+        fits = np.broadcast_shapes(jnp.shape(scale), wanted) == wanted
+    except ValueError:
+        fits = False
+    if not fits:
+        raise InvalidData(
+            f"The term '{name}' has a scale of shape {jnp.shape(scale)} for norms "
+            f"of shape {wanted}. Pass a number, or one for each of them."
+        )
+    return make(scale), x
+
+
+def listed() -> str:
+    """The norms that have names."""
+    return ", ".join(repr(name) for name in NORMS)
 
 
 def part_of(site) -> NonSmooth | At | None:

@@ -13,6 +13,7 @@ from blackjax.base import SamplingAlgorithm
 
 from nutfree import registry
 from nutfree.errors import InvalidOption, NoFiniteStart, UnknownKernel
+from nutfree.frontends.splits import check_split
 from nutfree.hosts import chain
 from nutfree.hosts.checks import refuse_model_options
 from nutfree.hosts.state import as_float
@@ -86,6 +87,11 @@ class SamplingAPI:
         require(target, self.spec.needs, self.spec.name)
         return target
 
+    def _check_split(self, target: Target, position: Any) -> None:
+        """Refuse a split that is not one of its density, where the kernel needs it."""
+        if "split" in self.spec.needs:
+            check_split(target, position)
+
     def _algorithm(self, options: Mapping[str, Any]) -> chain.Algorithm:
         """The kernel with these options.
 
@@ -125,6 +131,8 @@ class SamplingAPI:
             MissingCapability: if the target lacks a part that the kernel needs.
             InvalidOption: for an option that does not exist or is out of range, or a
                 parameter that is absent.
+
+        `init` raises InvalidData for a split that is not one of its density.
         """
         spec, params = registry.resolve(self.spec, params)
         if spec is not self.spec:
@@ -144,6 +152,7 @@ class SamplingAPI:
         @in_full_precision
         def init(position, rng_key=None):
             position = jax.tree.map(as_float, position)
+            self._check_split(target, position)
             return algorithm.init(position, target, rng_key)
 
         @in_full_precision
@@ -176,6 +185,7 @@ class SamplingAPI:
 
         Raises:
             NoFiniteStart: if the log density is not finite at the position.
+            InvalidData: for a split that is not one of its density.
         """
         spec, options = registry.resolve(self.spec, options)
         if spec is not self.spec:
@@ -197,6 +207,7 @@ class SamplingAPI:
             return end.kernel_state, end.adapt_state.params
 
         position = jax.tree.map(as_float, position)
+        self._check_split(target, position)
         state, params = jitted(run)(rng_key, position)
         value = getattr(state, "logdensity", 0.0)
         if not isinstance(value, jax.core.Tracer) and not np.all(np.isfinite(value)):

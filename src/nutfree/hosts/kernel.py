@@ -67,7 +67,7 @@ def kernel(
     known = {f.name for f in fields(spec.options)}
     spec.checked({k: v for k, v in options.items() if k in known})
     # NumPyro's own, which would refuse a subsampled plate
-    if model is not None:
+    if model is not None and not isinstance(model, Target):
         model = full_data(model)
     try:
         return spec.mcmc_kernel(

@@ -1,6 +1,9 @@
-"""Proximal operators of non-smooth terms g of the potential.
+"""Norms as non-smooth terms g of the potential, with their proximal operators,
 
-prox(x) = argmin_y g(y) + |x - y|^2 / (2 step).
+    prox(x) = argmin_y g(y) + |x - y|^2 / (2 step).
+
+`bodies` has the sets that x may be confined to. References: Parikh and Boyd, Proximal
+algorithms, 2014, chapter 6; Duchi et al., ICML 2008, for the projection on a simplex.
 """
 
 from collections.abc import Callable
@@ -23,7 +26,9 @@ def _rounded(distance, width):
 
 
 @dataclass_transform(frozen_default=True)
-def _term[T](*fields: str) -> Callable[[type[T]], type[T]]:
+def term[T](*fields: str) -> Callable[[type[T]], type[T]]:
+    """Make a class a frozen dataclass and a pytree of these fields."""
+
     def register(cls: type[T]) -> type[T]:
         cls = dataclass(frozen=True)(cls)
         return jax.tree_util.register_dataclass(cls, fields, ())
@@ -31,7 +36,7 @@ def _term[T](*fields: str) -> Callable[[type[T]], type[T]]:
     return register
 
 
-@_term("loc", "scale")
+@term("loc", "scale")
 class LaplaceTerm:
     """g(x) = sum |x - loc| / scale: minus the log of a Laplace density.
 
@@ -93,7 +98,7 @@ class LaplaceTerm:
         return self.loc + entropy.scale * jnp.sign(u) * v
 
 
-@_term("loc", "below", "above")
+@term("loc", "below", "above")
 class Hinge:
     """g(x) = sum below (loc - x)^+ + above (x - loc)^+, with slopes of two sizes.
 
@@ -137,23 +142,7 @@ class Hinge:
         return x - self.loc, -jnp.asarray(self.below), jnp.asarray(self.above)
 
 
-@_term("lower", "upper")
-class Box:
-    """g(x) = 0 where lower <= x <= upper, infinite elsewhere."""
-
-    lower: jax.Array | float
-    upper: jax.Array | float
-    separable = True
-
-    def value(self, x):
-        inside = jnp.all((self.lower <= x) & (x <= self.upper))
-        return jnp.where(inside, 0.0, jnp.inf).astype(x.dtype)
-
-    def prox(self, x, step):
-        return jnp.clip(x, self.lower, self.upper)
-
-
-@_term("scale")
+@term("scale")
 class GroupNorm:
     """g(x) = sum of |x_group| / scale, a group being a row of the last axis."""
 
@@ -185,3 +174,89 @@ class GroupNorm:
         norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
         threshold = step / jnp.expand_dims(jnp.asarray(self.scale), -1)
         return x * jnp.maximum(1 - threshold / jnp.where(norm > 0, norm, 1.0), 0.0)
+
+
+def excess(x, total):
+    """The theta with sum_i (x_i - theta)^+ = total, along the last axis, kept as 1."""
+    descending = -jnp.sort(-x, axis=-1)
+    total = jnp.broadcast_to(total, x.shape[:-1])[..., None]
+    means = (jnp.cumsum(descending, axis=-1) - total) / jnp.arange(1, x.shape[-1] + 1)
+    above = jnp.sum(descending > means, axis=-1, keepdims=True)
+    return jnp.take_along_axis(means, jnp.maximum(above, 1) - 1, axis=-1)
+
+
+@term("scale")
+class MaxNorm:
+    """g(x) = sum of max |x_group| / scale, a group being a row of the last axis.
+
+    Args:
+        scale: a number, or one for each row.
+
+    Example:
+        >>> MaxNorm(1.0).prox(jnp.array([3.0, -1.0]), 0.5).tolist()
+        [2.5, -1.0]
+    """
+
+    scale: jax.Array | float
+    separable = False
+
+    def value(self, x):
+        return jnp.sum(jnp.max(jnp.abs(x), axis=-1) / self.scale)
+
+    def prox(self, x, step):
+        """x less its projection on the l1 ball of radius step / scale."""
+        radius, size = step / jnp.asarray(self.scale), jnp.abs(x)
+        most = jnp.maximum(excess(size, radius), 0.0)
+        return x - soft_threshold(x, most)
+
+
+@term("scale")
+class NuclearNorm:
+    """g(X) = sum of the singular values of X / scale, X a matrix of the last two axes.
+
+    Args:
+        scale: a number, or one for each matrix.
+    """
+
+    scale: jax.Array | float
+    separable = False
+
+    def value(self, x):
+        singular = jnp.linalg.svd(x, compute_uv=False)
+        return jnp.sum(jnp.sum(singular, axis=-1) / self.scale)
+
+    def prox(self, x, step):
+        u, singular, v = jnp.linalg.svd(x, full_matrices=False)
+        threshold = step / jnp.asarray(self.scale)[..., None]
+        return (u * jnp.maximum(singular - threshold, 0.0)[..., None, :]) @ v
+
+
+@dataclass(frozen=True)
+class OwnTerm:
+    """A term made of two functions.
+
+    Args:
+        value: `x -> g(x)`, a scalar.
+        prox: `(x, step) -> argmin_y g(y) + |y - x|^2 / (2 step)`.
+    """
+
+    value: Callable
+    prox: Callable
+
+
+def differences(x):
+    """The differences of neighbours whose norms are the total variation of x.
+
+    Returns:
+        For a vector `(n,)`, the n - 1 differences. For an array of m > 1 axes, one of
+        shape `(*x.shape, m)` with the forward differences at every point, which are 0
+        beyond the last; the rows of its last axis are the groups of a `GroupNorm`.
+    """
+    if x.ndim == 1:
+        return jnp.diff(x)
+
+    def forward(axis):
+        after = [(0, int(i == axis)) for i in range(x.ndim)]
+        return jnp.pad(jnp.diff(x, axis=axis), after)
+
+    return jnp.stack([forward(axis) for axis in range(x.ndim)], axis=-1)

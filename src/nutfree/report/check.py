@@ -47,19 +47,29 @@ def check(
         >>> check(tree, model).sound
         False
     """
-    from nutfree.frontends.numpyro import model_target
-
-    if isinstance(model, Target):
-        target = model
-        if not isinstance(target.position, Mapping):
-            raise InvalidData(
-                "The target does not name its sites. Write its position as a dict, "
-                'such as Target(lambda z: logdensity(z["x"]), {"x": start}).'
-            )
-    else:
-        target = model_target(model, args, kwargs)
+    target = target_of(model, args, kwargs)
     _check_sites(tree, target)
     return judge({"run": tree}, target)["run"]
+
+
+def target_of(
+    model: Callable | Target, args: tuple, kwargs: Mapping[str, Any]
+) -> Target:
+    """The target of a model, or the one that is given, if its sites have names.
+
+    Raises:
+        InvalidData: if they have none.
+    """
+    from nutfree.frontends.numpyro import model_target
+
+    if not isinstance(model, Target):
+        return model_target(model, args, kwargs)
+    if not isinstance(model.position, Mapping):
+        raise InvalidData(
+            "The target does not name its sites. Write its position as a dict, "
+            'such as Target(lambda z: logdensity(z["x"]), {"x": start}).'
+        )
+    return model
 
 
 def _check_sites(tree: "xr.DataTree", target: Any) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from nutfree.target import Target
+
 __all__ = ["Comparison", "compare"]
 
 COLUMNS = (
@@ -101,7 +103,7 @@ class Comparison(Findings):
 
 @in_full_precision
 def compare(
-    model: Callable,
+    model: "Callable | Target",
     *args: Any,
     kernels: Sequence[KernelLike] | Mapping[str, KernelLike] = (
         "nuts",
@@ -137,7 +139,7 @@ def compare(
     NUTS wherever it is at least as good.
 
     Args:
-        model: a NumPyro model.
+        model: a NumPyro model, or a `Target` whose ``position`` is a dict of sites.
         *args, **kwargs: its arguments.
         kernels: names, or ``(name, options)`` pairs; or a mapping from a label to
             one of these or to a ready NumPyro kernel.
@@ -175,9 +177,9 @@ def compare(
         >>> found.best
         'nuts'
     """
-    from nutfree.frontends.numpyro import model_target
     from nutfree.hosts.arguments import model_arguments
     from nutfree.hosts.checks import check_settings
+    from nutfree.report.check import target_of
 
     settings: dict[str, Any] = {
         "num_warmup": num_warmup,
@@ -205,7 +207,7 @@ def compare(
     for entry in entries.values():
         if not isinstance(entry, MCMCKernel):
             build(entry, model)  # an unknown name or option is refused before any run
-    target = model_target(model, args, kwargs)
+    target = target_of(model, args, kwargs)
     posterior = Posterior(target)
     posterior.compile_ahead()
     jobs = {

@@ -13,7 +13,14 @@ from nutfree.kernels.bregman.envelopes import (
     smoothed,
 )
 from nutfree.kernels.bregman.mirror import MirrorMap
-from nutfree.numerics.proximal import Box, GroupNorm, LaplaceTerm
+from nutfree.numerics.bodies import Box, HalfSpace, Simplex
+from nutfree.numerics.proximal import (
+    GroupNorm,
+    LaplaceTerm,
+    MaxNorm,
+    NuclearNorm,
+    differences,
+)
 
 TERM = LaplaceTerm(0.0, 1.0)
 X = jnp.array([-2.0, -0.3, 0.05, 0.8, 5.0])
@@ -21,6 +28,9 @@ TERMS = {
     "laplace": LaplaceTerm(0.1, jnp.array([0.1, 0.5, 1.0, 2.0, 0.3])),
     "box": Box(-0.5, 0.5),
     "group": GroupNorm(0.7),
+    "max": MaxNorm(0.3),
+    "half-space": HalfSpace(jnp.array([1.0, 2.0, 0.0, -1.0, 1.0]), 0.5),
+    "simplex": Simplex(2.0),
 }
 
 
@@ -37,6 +47,46 @@ def test_prox_beats_every_other_point(kind):
         1 - jnp.logspace(-4, 0, 2000)[:, None]
     )
     assert jnp.all(jax.jit(jax.vmap(objective))(others) >= objective(best) - 1e-4)
+
+
+def test_prox_of_the_nuclear_norm_shrinks_singular_values():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 3))
+    term, step = NuclearNorm(jnp.array([0.5, 2.0])), 0.4
+    singular = jnp.linalg.svd(x, compute_uv=False)
+    shrunk = jnp.maximum(singular - step / term.scale[:, None], 0.0)
+    found = jnp.linalg.svd(term.prox(x, step), compute_uv=False)
+    np.testing.assert_allclose(found, shrunk, atol=1e-5)
+    gradient = jax.grad(lambda x: moreau_envelope(term, x, step))(x)
+    np.testing.assert_allclose(gradient, (x - term.prox(x, step)) / step, atol=1e-4)
+    np.testing.assert_allclose(term.value(x), singular.sum(1) @ (1 / term.scale))
+
+
+def test_differences_are_those_of_neighbours():
+    x = jnp.arange(6.0).reshape(2, 3) ** 2
+    down, across = jnp.moveaxis(differences(x), -1, 0)
+    np.testing.assert_array_equal(down, [[9, 15, 21], [0, 0, 0]])
+    np.testing.assert_array_equal(across, [[1, 3, 0], [7, 9, 0]])
+    np.testing.assert_array_equal(differences(x[0]), [1, 3])
+
+
+@pytest.mark.parametrize("kind", ["laplace", "group", "box", "nuclear"])
+def test_prox_is_that_of_pyproximal(kind):
+    """Another implementation of the same operators."""
+    operators = pytest.importorskip("pyproximal")
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    ours, theirs = {
+        "laplace": (LaplaceTerm(0.0, 0.5), operators.L1(sigma=2.0)),
+        "group": (GroupNorm(0.5), operators.L21(ndim=3, sigma=2.0)),
+        "box": (Box(-0.5, 0.5), operators.Box(-0.5, 0.5)),
+        "nuclear": (NuclearNorm(0.5), operators.Nuclear((4, 3), sigma=2.0)),
+    }[kind]
+    # its groups are columns
+    flat = x.T.ravel() if kind == "group" else x.ravel()
+    found = theirs.prox(flat, 0.2).reshape(x.T.shape if kind == "group" else x.shape)
+    expected = found.T if kind == "group" else found
+    np.testing.assert_allclose(ours.prox(jnp.asarray(x), 0.2), expected, atol=1e-5)
+    if kind != "box":
+        np.testing.assert_allclose(ours.value(x), theirs(flat), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", TERMS)

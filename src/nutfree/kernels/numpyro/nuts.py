@@ -8,22 +8,47 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpyro.infer
 from numpyro import handlers
 from numpyro.infer.util import constrain_fn
+from numpyro.util import is_prng_key
 
 from nutfree.facts import smooth
 from nutfree.registry import KernelSpec, option
+from nutfree.target import Position, Target
 
 
 class NUTS(numpyro.infer.NUTS):
     """NumPyro's NUTS, whose draws follow bounds that depend on another site.
 
     NumPyro itself does so where it sees such bounds, and inside of `to_event` it does
-    not: there it constrains every draw by the bounds at the start.
+    not: there it constrains every draw by the bounds at the start. A `Target` may stand
+    in the place of the model; chains then start from its position.
     """
 
+    def __init__(self, model=None, potential_fn=None, **settings):
+        self._target = model if isinstance(model, Target) else None
+        if self._target is not None:
+            model, potential_fn = None, partial(_potential, self._target)
+        super().__init__(model, potential_fn, **settings)
+
+    def init(
+        self, rng_key, num_warmup, init_params=None, model_args=(), model_kwargs=None
+    ):
+        if self._target is not None and init_params is None:
+            chains = rng_key.shape[:1] if not is_prng_key(rng_key) else ()
+            init_params = jax.tree.map(
+                lambda x: jnp.broadcast_to(x, (*chains, *jnp.shape(x))),
+                self._target.position,
+            )
+        return super().init(
+            rng_key, num_warmup, init_params, model_args, model_kwargs or {}
+        )
+
     def postprocess_fn(self, model_args, model_kwargs) -> Callable:
+        if self._target is not None:
+            return self._target.constrain
         bounds = jax.tree.leaves(self._inv_transforms)
         if self._model is None or all(isinstance(b, int | float) for b in bounds):
             return super().postprocess_fn(model_args, model_kwargs)
@@ -34,6 +59,10 @@ class NUTS(numpyro.infer.NUTS):
             model_kwargs,
             return_deterministic=True,
         )
+
+
+def _potential(target: Target, position: Position):
+    return -target(position)
 
 
 @dataclass(frozen=True)

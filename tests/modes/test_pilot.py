@@ -280,9 +280,9 @@ def test_probes_of_a_density_that_the_modes_explain_cost_themselves():
 def test_probing_ends_when_a_round_finds_no_mode():
     found = with_probes(student)
     # its tails are more than the mode says: one round of descents to modes, one of
-    # short ones to masses, and at each end two products with the curvature and a
-    # gradient, and the width where that is flat
-    rounds = 32 * (60 + 10 + 2 * (2 * 2 + 1))
+    # short ones to masses, and at each end two products with the curvature, and the
+    # width where that is flat
+    rounds = 32 * (60 + 10 + 2 * 2 * 2)
     assert rounds <= found.num_grad_evals - COST_OF_STARTS < 1.1 * rounds
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 
@@ -310,7 +311,7 @@ class NutfreeKernel(MCMCKernel):
         leaves = jax.tree.leaves(found)
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return
-        if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in leaves):
+        if not all(np.isfinite(leaf).all() for leaf in leaves):
             check_nan(*in_memory((model_args, model_kwargs)))
             raise NoFiniteStart(
                 "The log density is not finite at the starting point. Pass an "

@@ -187,7 +187,9 @@ class PiecewiseMCMC(MCMC):
             n = pace.next(self.num_warmup - progress.warmup)
             run.state, made = jax.block_until_ready(piece(run.state, n, 1))
             progress.warmup += n
-            progress.warmup_steps += float(np.sum(made.get("num_steps", math.nan)))
+            progress.warmup_steps += float(
+                np.sum(np.asarray(made.get("num_steps", math.nan)))
+            )
             run.keep(None, self.feeds)
             pace.took(n, time.perf_counter() - mark)
             progress.warmup_seconds += time.perf_counter() - mark
@@ -415,5 +417,5 @@ def _stacked(*states):
 def _gradients(state: Any, num_steps: float) -> float:
     """Return the gradients spent by all chains, by the kernel's own count if any."""
     if has_field(state, "total_grad_evals"):
-        return float(np.sum(state.total_grad_evals))
+        return float(np.sum(np.asarray(state.total_grad_evals)))
     return num_steps

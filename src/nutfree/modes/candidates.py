@@ -92,22 +92,24 @@ def laplace_at(logdensity, points, values, rng_key) -> tuple[Candidates, jax.Arr
     curvature, products = jax.vmap(lambda u, key: curvature_at(logdensity, u, key))(
         points, keys
     )
-    curvature, searched = jax.vmap(lambda *at: _curvature_where_flat(logdensity, *at))(
-        points, values, curvature
-    )
-    width, axes = jax.vmap(principal)(curvature)
+    curvature, width, axes, searched = jax.vmap(
+        lambda *at: _curvature_where_flat(logdensity, *at)
+    )(points, values, curvature)
     count = jnp.sum(products) + jnp.sum(searched)
     return Candidates(points, curvature, width, axes, values), count
 
 
-def newton_decrement(logdensity, found: Candidates) -> jax.Array:
-    """Compute the squared length of each gradient in widths of its mode."""
+def newton_decrement(gradients: jax.Array, found: Candidates) -> jax.Array:
+    """Compute the squared length of each gradient in widths of its mode.
 
-    def one(u, width, axes):
-        grad = jax.grad(logdensity)(u)
+    Args:
+        gradients: of the log density at the candidates, `(candidates, d)`.
+    """
+
+    def one(grad, width, axes):
         return jnp.sum((width * (axes.T @ grad if axes.size else grad)) ** 2)
 
-    return jax.vmap(one)(found.position, found.width, found.axes)
+    return jax.vmap(one)(gradients, found.width, found.axes)
 
 
 def unexplained(points, values, found: Candidates) -> jax.Array:
@@ -140,7 +142,7 @@ def _curvature_where_flat(logdensity, u, value, curvature):
     wide as the distance at which the log density has fallen by one.
 
     Returns:
-        `(curvature, evaluations)`.
+        `(curvature, width, axes, evaluations)`, see `principal`.
     """
     widest, axes = principal(curvature)
 
@@ -159,7 +161,8 @@ def _curvature_where_flat(logdensity, u, value, curvature):
     start = (widest, flat, jnp.asarray(0))
     width, _, count = jax.lax.while_loop(lambda c: jnp.any(c[1]), halve, start)
     found = (axes * width**-2) @ axes.T if axes.size else width**-2
-    return jnp.where(jnp.any(width < widest), found, curvature), count
+    curvature = jnp.where(jnp.any(width < widest), found, curvature)
+    return curvature, width, axes, count
 
 
 def principal(curvature) -> tuple[jax.Array, jax.Array]:

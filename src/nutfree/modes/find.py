@@ -191,7 +191,7 @@ def _arrived(
     )
     values = jnp.where(counts, values, -jnp.inf)
     modes, count = laplace_at(logdensity, points, values, rng_key)
-    decrement = newton_decrement(logdensity, modes)
+    decrement = newton_decrement(jax.vmap(jax.grad(logdensity))(points), modes)
     return modes, decrement, jnp.sum(spent) + count + len(points)
 
 

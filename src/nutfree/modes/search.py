@@ -249,16 +249,17 @@ def _descents(
         state.phase == MASSES, NUM_MASS_STEPS, problem.effort.num_steps
     )
     evaluate = counted_value_and_grad(problem.logdensity)
-    ends, values, counts = jax.vmap(lambda u: descend(evaluate, u, num_steps))(points)
+    ends, values, gradients, counts = jax.vmap(
+        lambda u: descend(evaluate, u, num_steps)
+    )(points)
     key = jax.random.fold_in(problem.sign_key, state.i)
     new, count = laplace_at(problem.logdensity, ends, values, key)
-    step = newton_decrement(problem.logdensity, new)
+    step = newton_decrement(gradients, new)
     arrived = (state.phase == STARTS) | (step < ARRIVED)
     heavy = new.log_mass > state.heaviest + OUTWEIGHS
     counts_as_mode = jnp.where(state.phase == MASSES, heavy, arrived)
     new = new._replace(values=jnp.where(counts_as_mode, new.values, -jnp.inf))
-    decrements = jnp.where(state.phase > STARTS, len(points), 0)
-    return new, jnp.sum(counts) + count + decrements
+    return new, jnp.sum(counts) + count
 
 
 def _next_phase(problem: _Problem, state: _Rounds, num_modes, probe_rounds):
@@ -283,7 +284,7 @@ def _after_first_steps(logdensity, starts, effort: Effort):
     if not effort.num_first_steps:
         return starts, 0
     evaluate = counted_value_and_grad(logdensity)
-    ends, values, counts = jax.vmap(
+    ends, values, _, counts = jax.vmap(
         lambda u: descend(evaluate, u, effort.num_first_steps)
     )(starts)
     return ends[far_apart(ends, values, effort.num_starts)], jnp.sum(counts)

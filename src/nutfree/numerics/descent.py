@@ -41,7 +41,8 @@ def descend(evaluate, u: jax.Array, num_steps: int | jax.Array) -> tuple:
         num_steps: number of steps.
 
     Returns:
-        `(u, log density, count)` at the end; -inf where no finite value was met.
+        `(u, log density, gradient, count)` at the end; a log density of -inf where no
+        finite value was met.
     """
 
     def step(_, s: _Descent) -> _Descent:
@@ -83,7 +84,7 @@ def descend(evaluate, u: jax.Array, num_steps: int | jax.Array) -> tuple:
     zeros = jnp.zeros_like(u)
     start = _Descent(u, nothing, zeros, radius, memory, memory, jnp.asarray(0))
     end = jax.lax.fori_loop(0, num_steps, step, start)
-    return end.u, end.value, end.spent
+    return end.u, end.value, end.grad, end.spent
 
 
 def _two_loop(moves, changes, grad) -> jax.Array:

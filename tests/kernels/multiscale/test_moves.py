@@ -11,6 +11,7 @@ import pytest
 
 from nutfree.kernels.multiscale.moves import (
     chain_point,
+    follow,
     global_move,
     jump_move,
     local_move,
@@ -28,24 +29,19 @@ SHIFTS = jax.jit(shifts_between)(MIXTURE.modes)
 
 
 def local(key, at):
-    step = jnp.asarray(0.9)
-    moved, rate, _ = local_move(
-        key, at, EVALUATE, MIXTURE, step_size=step, num_steps=3, count=0
-    )
-    return moved, rate
+    return local_move(key, at, jnp.asarray(0.9), 3)
 
 
 def transport(key, at):
-    return jump_move(key, at, EVALUATE, MIXTURE, SHIFTS, 0.0, 0)[:2]
+    return jump_move(key, at, MIXTURE, SHIFTS, 0.0)
 
 
 def shift(key, at):
-    return jump_move(key, at, EVALUATE, MIXTURE, SHIFTS, 1.0, 0)[:2]
+    return jump_move(key, at, MIXTURE, SHIFTS, 1.0)
 
 
 def independence(key, at):
-    moved, proposed, _ = global_move(key, at, EVALUATE, MIXTURE, 0)
-    return moved, proposed.acceptance_rate
+    return global_move(key, at, MIXTURE)
 
 
 @pytest.mark.parametrize("move", [local, transport, shift, independence])
@@ -56,7 +52,12 @@ def test_exact_draws_stay_exact(move):
         value, grad, _ = EVALUATE(u, 0)
         start = chain_point(u, value, grad, MIXTURE)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(4))
-        point, rates = jax.lax.scan(lambda at, key: move(key, at), start, keys)
+
+        def step(at, key):
+            new, _, rate, _ = follow(at, move(key, at), EVALUATE, MIXTURE, 0)
+            return new, rate
+
+        point, rates = jax.lax.scan(step, start, keys)
         # the mixture is that at the point, whichever moves were accepted
         fresh = evaluate_mixture(MIXTURE, point.u).log_density
         apart = point.mixture.log_density - fresh

@@ -282,7 +282,7 @@ def climb(evaluate, z) -> tuple[jax.Array, jax.Array]:
 
     def chunk(carry):
         z, old, _, turn, count = carry
-        end, value, spent = descend(evaluate, z, CHUNK)
+        end, value, _, spent = descend(evaluate, z, CHUNK)
         higher = value > old + z.size
         z, value = jnp.where(higher, end, z), jnp.where(higher, value, old)
         return z, value, higher, turn + 1, count + spent

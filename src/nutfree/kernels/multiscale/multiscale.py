@@ -21,16 +21,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from nutfree.facts import separate_modes
 from nutfree.kernels.multiscale.moves import (
     chain_point,
+    follow,
     global_move,
     jump_move,
     local_move,
 )
-from nutfree.kernels.multiscale.proposal import TAILS
+from nutfree.kernels.multiscale.proposal import TAILS, odds
 from nutfree.kernels.multiscale.warmup import mixture_warmup
 from nutfree.modes.mixture import FULL, number_of
 from nutfree.modes.pilot import NUM_STARTS
@@ -39,12 +41,15 @@ from nutfree.numerics.evaluation import (
     Spent,
     counted_value_and_grad,
     flatten,
+    is_finite,
     noticing_blind,
 )
 from nutfree.registry import KernelSpec, option
 from nutfree.target import Position
 from nutfree.warmup import Warmup
 
+#: The moves of a round, in their order.
+MOVES = ("global", "local", "jump")
 #: Share of the local moves after the first round that take short steps: a short
 #: trajectory gets away from where a long one is always rejected.
 SHORT_SHARE = 0.125
@@ -142,29 +147,31 @@ def build_kernel(options=Options()):
         )
         log_det = jnp.sum(jnp.log(scale))
 
-        def one_round(i, carry):
+        def one_move(i, carry):
             point, info, count = carry
-            keys = jax.random.split(jax.random.fold_in(rng_key, i), 5)
-            point, drawn, count = global_move(keys[0], point, evaluate, mixture, count)
-            drawn = drawn._replace(log_importance=drawn.log_importance + log_det)
-            point, local_rate, count = local_move(
-                keys[3],
-                point,
-                evaluate,
-                mixture,
-                step_size=step_size * _relative_step(keys[1], keys[2], i, x.dtype),
-                num_steps=options.num_steps,
-                count=count,
-            )
-            point, jump_rate, count = jump_move(
-                keys[4], point, evaluate, mixture, shifts, shift_share, count
-            )
-            return point, _added(info, i, local_rate, jump_rate, drawn), count
+            in_round, kind = i // len(MOVES), i % len(MOVES)
+            keys = jax.random.split(jax.random.fold_in(rng_key, in_round), 5)
+
+            def by_draw():
+                return global_move(keys[0], point, mixture)
+
+            def by_trajectory():
+                short = _relative_step(keys[1], keys[2], in_round, x.dtype)
+                return local_move(keys[3], point, step_size * short, options.num_steps)
+
+            def by_jump():
+                return jump_move(keys[4], point, mixture, shifts, shift_share)
+
+            # the index is the same in all chains, so that each makes one proposal
+            proposal = jax.lax.switch(kind, (by_draw, by_trajectory, by_jump))
+            new, end, rate, count = follow(point, proposal, evaluate, mixture, count)
+            info = _added(info, in_round, kind, rate, point, end, log_det)
+            return new, info, count
 
         info = _no_info(num_rounds, mixture, x.dtype)
         spent = Spent(jnp.asarray(0), jnp.asarray(False))
         point, info, spent = jax.lax.fori_loop(
-            0, num_rounds, one_round, (start, info, spent)
+            0, num_rounds * len(MOVES), one_move, (start, info, spent)
         )
         info = info._replace(
             log_importance=point.logdensity - point.mixture.log_density + log_det,
@@ -200,17 +207,34 @@ def _no_info(num_rounds: int, mixture, dtype) -> MultiscaleInfo:
     )
 
 
-def _added(info: MultiscaleInfo, i, local_rate, jump_rate, drawn) -> MultiscaleInfo:
-    """Add round `i` to the means; the first round has no short steps."""
+def _added(info: MultiscaleInfo, i, kind, rate, start, end, log_det):
+    """Add a move of round `i` from `start`, with acceptance `rate`, to the means.
+
+    Args:
+        end: what it proposed.
+        log_det: of the coordinates u.
+    """
+    is_draw, is_local, is_jump = (kind == number for number in range(len(MOVES)))
     ratios = info.proposal_log_importance
-    num_rounds = ratios.size
+    share = 1 / ratios.size
+
+    # where a draw of q leads is accepted or not: both are known, which says more
+    def held(before, after):
+        return share * is_draw * ((1 - rate) * before + rate * jnp.nan_to_num(after))
+
+    occupancy, tails = jax.tree.map(held, odds(start.mixture), odds(end.mixture))
+    ratio = end.logdensity - end.mixture.log_density + log_det
+    finite = is_finite(end.u, end.logdensity, end.grad, ratio)
+    ratio = jnp.where(finite, ratio, -jnp.inf)
+    # the first round has no short steps
+    first = is_local & (i == 0)
     return info._replace(
-        acceptance_rate=jnp.where(i == 0, local_rate, info.acceptance_rate),
-        jump_rate=info.jump_rate + jump_rate / num_rounds,
-        global_rate=info.global_rate + drawn.acceptance_rate / num_rounds,
-        proposal_log_importance=ratios.at[i].set(drawn.log_importance),
-        occupancy=info.occupancy + drawn.occupancy / num_rounds,
-        tails=info.tails + drawn.tails / num_rounds,
+        acceptance_rate=jnp.where(first, rate, info.acceptance_rate),
+        jump_rate=info.jump_rate + share * is_jump * rate,
+        global_rate=info.global_rate + share * is_draw * rate,
+        proposal_log_importance=ratios.at[i].set(jnp.where(is_draw, ratio, ratios[i])),
+        occupancy=info.occupancy + occupancy,
+        tails=info.tails + tails,
     )
 
 
@@ -235,9 +259,10 @@ def findings(params: dict) -> dict[str, jax.Array]:
 
 def concerns(params: dict) -> list[str]:
     """What the pilot's modes say against it, for the user to read."""
-    live = jnp.isfinite(params["mixture"].modes.log_weight)
+    # NumPy has nothing to compile
+    live = np.isfinite(params["mixture"].modes.log_weight)
     num_modes = live.shape[-1]
-    found = int(jnp.max(jnp.sum(live, axis=-1)))
+    found = int(np.max(np.sum(live, axis=-1)))
     if found <= FULL * num_modes:
         return []
     return [

@@ -346,6 +346,12 @@ def recommend(
             all_kernels=everything,
         )
         _show(found)
+        if "num_chains" in found.attrs:
+            number = found.attrs["num_chains"]
+            console.print(
+                f"On this device {number} chains take as long as 4: write "
+                f"--num-chains {number}."
+            )
 
 
 app.add_typer(federated_commands(_module, _options, _plain_errors), name="federated")

@@ -113,6 +113,16 @@ def test_draws_are_made_side_by_side_and_kept_in_order(tmp_path):
     np.testing.assert_allclose(longer, draws, rtol=1e-8)
 
 
+def test_a_device_that_is_no_cpu_makes_independent_draws_side_by_side(monkeypatch):
+    asked, _ = sampled(draws_at_once=12)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    chosen, _ = sampled()
+    np.testing.assert_allclose(chosen, asked, rtol=1e-8)
+    chain, _ = sampled(name="toy")
+    monkeypatch.undo()
+    np.testing.assert_array_equal(chain, sampled(name="toy")[0])
+
+
 @pytest.mark.parametrize(
     ("settings", "hint"),
     [

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     import xarray
 
 
+#: Independent draws that a chain makes side by side on a GPU, at most.
+MOST_AT_ONCE = 64
+
+
 def _chain_method(kernel: MCMCKernel, num_chains: int) -> str:
     """Return "vectorized" where all chains' transitions cost the same."""
     if isinstance(kernel, NutfreeKernel | EnsembleSampler):
@@ -34,17 +38,29 @@ def _chain_method(kernel: MCMCKernel, num_chains: int) -> str:
     return "parallel" if 1 < num_chains <= jax.local_device_count() else "sequential"
 
 
-def _check_at_once(
-    kernel: MCMCKernel, draws_at_once: int, num_draws: int, chain_method: str | None
-) -> None:
-    """Refuse draws side by side that this kernel or this run cannot make.
+def _at_once(
+    kernel: MCMCKernel,
+    draws_at_once: int | None,
+    num_draws: int,
+    chain_method: str | None,
+    checkpoint: str | os.PathLike | None,
+) -> int:
+    """Return how many draws a chain makes side by side.
 
     Raises:
-        InvalidOption: with what to write instead.
+        InvalidOption: where this kernel or this run cannot make as many, with what to
+            write instead.
     """
+    independent = getattr(getattr(kernel, "spec", None), "draws", "") == "independent"
+    if draws_at_once is None:
+        several = jax.default_backend() != "cpu" and independent
+        # a run that is prolonged must make as many as before
+        if not several or checkpoint is not None or chain_method == "sequential":
+            return 1
+        return max(n for n in range(1, MOST_AT_ONCE + 1) if num_draws % n == 0)
     if draws_at_once == 1:
-        return
-    if not isinstance(kernel, NutfreeKernel) or kernel.spec.draws != "independent":
+        return 1
+    if not isinstance(kernel, NutfreeKernel) or not independent:
         name = getattr(getattr(kernel, "spec", None), "name", type(kernel).__name__)
         raise InvalidOption(
             f"draws_at_once={draws_at_once}, but a draw of '{name}' depends on the one "
@@ -61,6 +77,7 @@ def _check_at_once(
             "chain_method='sequential' makes one draw at a time; leave it or "
             "draws_at_once out."
         )
+    return draws_at_once
 
 
 @in_full_precision
@@ -77,7 +94,7 @@ def sample(
     extra_fields: tuple[str, ...] = (),
     progress_bar: bool = True,
     checkpoint: str | os.PathLike | None = None,
-    draws_at_once: int = 1,
+    draws_at_once: int | None = None,
     model_args: tuple | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     coords: dict[str, Any] | None = None,
@@ -107,8 +124,9 @@ def sample(
             one with a larger `num_samples` prolongs it. What is in the folder so far
             is read by `nutfree.read_checkpoint`.
         draws_at_once: how many draws each chain makes side by side after warm-up, for
-            a kernel whose draws are independent (`nutfree.kernels()`), on a device
-            that is faster with more to do at once.
+            a kernel whose draws are independent (`nutfree.kernels()`); by default one
+            on a CPU and in a run with a checkpoint, and up to 64 on a GPU, which is
+            faster with more to do at once.
         model_args, model_kwargs: arguments of the model, apart from the settings.
         coords, dims, log_likelihood, prior, posterior_predictive, constant_data: for
             ArviZ, see `nutfree.to_arviz`.
@@ -163,9 +181,10 @@ def sample(
         seed=seed,
         thinning=thinning,
         chain_method=chain_method,
-        draws_at_once=draws_at_once,
+        draws_at_once=1 if draws_at_once is None else draws_at_once,
     )
-    _check_at_once(kernel, draws_at_once, num_samples // thinning, chain_method)
+    num_draws = num_samples // thinning
+    draws_at_once = _at_once(kernel, draws_at_once, num_draws, chain_method, checkpoint)
     if init_params is not None and num_chains > 1:
         check_init_params(init_params, None, num_chains)
     args, kwargs = loaded(args, kwargs)

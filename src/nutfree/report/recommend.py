@@ -9,8 +9,11 @@ good for is said by its spec.
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import jax
+
 from nutfree import registry
 from nutfree.numerics.programs import in_full_precision
+from nutfree.report.device import free_chains
 from nutfree.report.probe import probe
 
 if TYPE_CHECKING:
@@ -47,7 +50,8 @@ def recommend(
 
     Returns:
         A data frame with columns kernel, fits, why, needs_missing. A kernel that does
-        not fit lacks a part of the posterior; needs_missing says what would add it.
+        not fit lacks a part of the posterior; needs_missing says what would add it. On
+        a GPU ``attrs["num_chains"]`` is how many chains take as long as four.
 
     Raises:
         UnsupportedModel, InvalidData, NoFiniteStart: see `nutfree.errors`.
@@ -86,4 +90,8 @@ def recommend(
     rows.sort(key=lambda row: row[0])
     columns = ["kernel", "fits", "why", "needs_missing"]
     table = pd.DataFrame([row[1:] for row in rows], columns=columns)
-    return table if all_kernels else table[table["fits"]].head(NUM_SHOWN)
+    if not all_kernels:
+        table = table[table["fits"]].head(NUM_SHOWN)
+    if facts.has_gradient and jax.default_backend() != "cpu":
+        table.attrs["num_chains"] = free_chains(target)
+    return table

@@ -5,8 +5,10 @@ import sysconfig
 import traceback
 import warnings
 from collections.abc import Iterable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 #: Folders whose code stands between a user's line and a warning about it.
 _BETWEEN = (
@@ -43,6 +45,26 @@ def warn(message: str) -> None:
 
 class NutfreeError(Exception):
     """Base of every exception raised on purpose by nutfree."""
+
+
+def needed(module: str, what: str, extra: str | None = None) -> Any:
+    """Return a module that is no dependency of this package.
+
+    Args:
+        what: what needs it, as the subject of a sentence.
+        extra: of this package, where it has one for it.
+
+    Raises:
+        NutfreeError: if it is not installed, with the way to install it.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0]
+        how = f'pip install "nutfree[{extra}]"' if extra else f"pip install {package}"
+        raise NutfreeError(
+            f"{what} needs {package}, which is not installed: {how}."
+        ) from error
 
 
 class UnknownKernel(NutfreeError, LookupError):

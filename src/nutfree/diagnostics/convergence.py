@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
+from nutfree.diagnostics.blocks import are_many, worst_of
 from nutfree.diagnostics.limits import (
     GOOD_ESS_PER_CHAIN,
     GOOD_R_HAT,
@@ -112,6 +113,23 @@ def convergence(posterior: xr.Dataset, stats: xr.Dataset | None = None) -> Conve
     )
 
 
+def _by_blocks(posterior: xr.Dataset, stats: xr.Dataset | None) -> Convergence:
+    """Look at draws that are too many to have in memory; ESS is not known."""
+    found = {str(name): worst_of(site) for name, site in posterior.items()}
+    hats = [site["r_hat"] for site in found.values() if not np.isnan(site["r_hat"])]
+    unmoved = np.all([site["unmoved"] for site in found.values()], axis=0)
+    nan = float("nan")
+    return Convergence(
+        ess_bulk=nan,
+        ess_tail=nan,
+        r_hat=max(hats, default=nan),
+        not_finite={k: v["not_finite"] for k, v in found.items() if v["not_finite"]},
+        unmoved=[int(chain) for chain in np.flatnonzero(unmoved)],
+        divergent=_divergent(stats),
+        largest=max(site["largest"] for site in found.values()),
+    )
+
+
 def _largest(posterior: xr.Dataset) -> float:
     sizes = [np.abs(site.values) for site in posterior.values()]
     return max((float(s[np.isfinite(s)].max(initial=0)) for s in sizes), default=0.0)
@@ -167,7 +185,8 @@ def short_verdict(tree: xr.DataTree) -> str:
     stats = (
         tree["sample_stats"].to_dataset() if "sample_stats" in tree.children else None
     )
-    run = convergence(tree["posterior"].to_dataset(), stats)
+    posterior = tree["posterior"].to_dataset()
+    run = (_by_blocks if are_many(posterior) else convergence)(posterior, stats)
     # a short run is its user's choice
     found = run._replace(ess_bulk=float("nan")).problems
     if not found:

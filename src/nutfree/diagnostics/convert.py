@@ -1,8 +1,6 @@
 """A finished NumPyro MCMC run becomes an ArviZ ``DataTree``.
 
-ArviZ's own converter does the work. What is added here: any pytree from a
-``potential_fn``, interrupted runs, site names with a slash, plates that subsample, and
-attributes that say which kernel made the draws and at what cost.
+The attributes say which kernel made the draws and at what cost.
 """
 
 import json
@@ -14,15 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from numpyro import handlers
-from numpyro.handlers import uncondition
-from numpyro.infer import HMC, MCMC, Predictive
-from numpyro.infer.initialization import init_to_sample
-from numpyro.infer.util import compute_log_probs
+from numpyro.infer import HMC, MCMC
 
 from nutfree.diagnostics.evidence import pooled_bridge
-from nutfree.errors import InvalidOption, refuse_unknown
-from nutfree.frontends.handlers import full_data
+from nutfree.diagnostics.groups import groups_of, is_array
+from nutfree.errors import refuse_unknown
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -84,204 +78,43 @@ def to_arviz(
         50
     """
     import xarray as xr
-    from arviz_base.io_numpyro import NumPyroConverter
-    from arviz_base.rcparams import rc_context
 
     refuse_unknown("nutfree.to_arviz", unknown, signature(to_arviz).parameters)
     attrs = dict(attrs or {})
-    adapter = _adapter(mcmc)
-    has_model = adapter.model is not None
-    if has_model:
-        dims = {**_fitting_dims(adapter), **(dims or {})}
-    if isinstance(prior, int):
-        prior = _prior_draws(adapter, prior) if has_model and prior else None
-    predicted = None
-    if isinstance(posterior_predictive, Mapping):
-        predicted = dict(posterior_predictive)
-    elif posterior_predictive and has_model:
-        predicted = _predicted(adapter)
-    # ArviZ takes the logarithm of num_steps, which some kernels do not make
-    quiet = np.errstate(divide="ignore", invalid="ignore")
-    with rc_context(rc={"data.sample_dims": ["chain", "draw"]}), quiet:
-        converter: Any = NumPyroConverter(
-            posterior=adapter,
-            prior=prior,
-            posterior_predictive=predicted or None,
-            constant_data=constant_data,
-            log_likelihood=log_likelihood and has_model,
-            coords=coords,
-            dims=dims,
-            pred_dims={},
-            extra_event_dims=extra_event_dims,
-        )
-        priors = converter.priors_to_xarray()
-        groups = {
-            "posterior": converter.posterior_to_xarray(),
-            "sample_stats": converter.sample_stats_to_xarray(),
-            **priors,
-            "posterior_predictive": converter.posterior_predictive_to_xarray(),
-            "log_likelihood": converter.log_likelihood_to_xarray(),
-            "log_prior": (
-                _log_prior(adapter, coords, dims)
-                if log_likelihood and has_model
-                else None
-            ),
-            "observed_data": converter.observed_data_to_xarray(),
-            "constant_data": converter.constant_data_to_xarray(),
-        }
-    groups = {k: _plain_names(v) for k, v in groups.items() if v is not None}
+    groups = groups_of(
+        mcmc,
+        prior=prior,
+        log_likelihood=log_likelihood,
+        posterior_predictive=posterior_predictive,
+        constant_data=constant_data,
+        coords=coords,
+        dims=dims,
+        extra_event_dims=extra_event_dims,
+    )
     stats = groups["sample_stats"]
-    if not isinstance(mcmc.sampler, HMC):
-        # read off num_steps, which only a tree-building sampler makes a depth of
-        groups["sample_stats"] = stats = stats.drop_vars("tree_depth", errors="ignore")
+    groups["posterior"].attrs.update(posterior_attrs(stats, attrs))
+    stats.attrs.update(stats_attrs(mcmc, stats, attrs))
+    return xr.DataTree.from_dict(
+        {k: v for k, v in groups.items() if v.sizes or v.attrs}
+    )
+
+
+def posterior_attrs(stats: "xr.Dataset", attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the log evidence, where a kernel finds it, as attributes."""
     evidence = {k: attrs[k] for k in attrs if k.startswith("log_evidence")}
     if "proposal_log_importance" in stats:
         ratios = [
             stats[name].values for name in ("log_importance", "proposal_log_importance")
         ]
         evidence |= pooled_bridge(*ratios)._asdict()
-    groups["posterior"].attrs.update(_plain_attrs(evidence))
-    stats.attrs.update(_plain_attrs(_run_attrs(mcmc, stats, attrs)))
-    return xr.DataTree.from_dict(
-        {k: v for k, v in groups.items() if v.sizes or v.attrs}
-    )
+    return _plain_attrs(evidence)
 
 
-def _adapter(mcmc: MCMC):
-    """ArviZ's adapter, made to take whatever this run holds."""
-    from arviz_base.io_numpyro import MCMCAdapter, NumPyroInferenceAdapter
-
-    if not isinstance(mcmc, MCMC):
-        raise InvalidOption(
-            f"to_arviz is given a {type(mcmc).__name__}; pass the numpyro.infer.MCMC "
-            "that has run."
-        )
-    if mcmc._states is None:
-        raise InvalidOption(
-            "This run has no draws yet: call mcmc.run(rng_key, ...) first."
-        )
-
-    class Adapter(MCMCAdapter):
-        def __init__(self):
-            samples = self._flat(mcmc.get_samples(group_by_chain=True))
-            self.nchains, self.ndraws = next(iter(samples.values())).shape[:2]
-            self._max_tree_depth = getattr(mcmc.sampler, "_max_tree_depth", None)
-            model = getattr(mcmc.sampler, "model", None)
-            NumPyroInferenceAdapter.__init__(
-                self,
-                mcmc,
-                model=None if model is None else full_data(model),
-                model_args=mcmc._args,
-                model_kwargs=mcmc._kwargs,
-                sample_shape=(self.nchains, self.ndraws),
-            )
-
-        @staticmethod
-        def _flat(samples: Any) -> dict[str, Any]:
-            if isinstance(samples, dict) and all(map(_is_array, samples.values())):
-                return samples
-            leaves = jax.tree_util.tree_leaves_with_path(samples)
-            return {
-                jax.tree_util.keystr(path, simple=True, separator=".") or "x": leaf
-                for path, leaf in leaves
-            }
-
-        def get_samples(self, seed=None, **kwargs):
-            return self._flat(mcmc.get_samples(group_by_chain=True))
-
-        def get_sample_stats(self, **kwargs):
-            fields = mcmc.get_extra_fields(group_by_chain=True)
-            stats = {k: np.asarray(v) for k, v in fields.items() if _is_array(v)}
-            shape = (self.nchains, self.ndraws)
-            # ensemble kernels keep some fields once for all chains
-            stats = {k: v for k, v in stats.items() if v.shape[:2] == shape}
-            return {k.removeprefix("info."): v for k, v in stats.items()}
-
-    return Adapter()
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
-
-
-def _fitting_dims(adapter) -> dict[str, list[str]]:
-    """Dimension names from the model's plates, where they fit the draws' shapes."""
-    from arviz_base.io_numpyro import infer_dims
-
-    found = infer_dims(adapter.model, adapter._args, adapter._kwargs)
-    samples = adapter.get_samples()
-    taken = {*samples, "chain", "draw"}
-    fitting = {}
-    for site, names in found.items():
-        names = [f"{name}_dim" if name in taken else name for name in names]
-        if site not in samples or np.ndim(samples[site]) - 2 >= len(names):
-            fitting[site] = names
-    return fitting
-
-
-def _prior_draws(adapter, num: int) -> dict[str, Any]:
-    """Prior draws and the observations they predict, with a leading chain axis."""
-    predictive = Predictive(uncondition(adapter.model), num_samples=num)
-    draws = predictive(jax.random.key(0), *adapter._args, **adapter._kwargs)
-    wanted = {*adapter.get_samples(), *_observed(adapter)}
-    return {k: np.asarray(v)[None] for k, v in draws.items() if k in wanted}
-
-
-def _predicted(adapter) -> dict[str, Any]:
-    """Observations predicted by each draw of the posterior."""
-    predictive = Predictive(
-        uncondition(adapter.model), adapter.get_samples(), batch_ndims=2
-    )
-    draws = predictive(jax.random.key(1), *adapter._args, **adapter._kwargs)
-    return {k: np.asarray(draws[k]) for k in _observed(adapter) if k in draws}
-
-
-def _observed(adapter) -> list[str]:
-    """The sites that are observed; a factor is none."""
-    seeded = handlers.substitute(
-        handlers.seed(adapter.model, 0), substitute_fn=init_to_sample
-    )
-    trace = handlers.trace(seeded).get_trace(*adapter._args, **adapter._kwargs)
-    return [
-        name
-        for name, site in trace.items()
-        if site["type"] == "sample" and site["is_observed"] and np.size(site["value"])
-    ]
-
-
-def _log_prior(adapter, coords, dims) -> "xr.Dataset":
-    """Log density of each latent site, at its own value, for every draw."""
-    from arviz_base import dict_to_dataset
-
-    names = set(adapter.get_samples())
-    seeded = handlers.seed(adapter.model, 0)
-
-    def one(values):
-        log_probs, trace = compute_log_probs(
-            seeded, adapter._args, adapter._kwargs, values, sum_log_prob=False
-        )
-        return {
-            name: value
-            for name, value in log_probs.items()
-            if name in names and not trace[name]["is_observed"]
-        }
-
-    found = jax.jit(jax.vmap(jax.vmap(one)))(adapter.get_samples())
-    found = {name: np.asarray(value) for name, value in found.items()}
-    fitting = {
-        name: names
-        for name, names in (dims or {}).items()
-        if name in found and found[name].ndim - 2 >= len(names)
-    }
-    return dict_to_dataset(found, coords=coords, dims=fitting, skip_event_dims=True)
-
-
-def _plain_names(dataset: "xr.Dataset") -> "xr.Dataset":
-    """Names without a slash, which a DataTree reads as a path."""
-    names = [*dataset.variables, *dataset.dims]
-    return dataset.rename(
-        {n: str(n).replace("/", ".") for n in set(names) if "/" in str(n)}
-    )
+def stats_attrs(
+    mcmc: MCMC, stats: "xr.Dataset", attrs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return which kernel made the draws and at what cost, as attributes."""
+    return _plain_attrs(_run_attrs(mcmc, stats, attrs))
 
 
 def _run_attrs(
@@ -324,7 +157,7 @@ def _tuned(spec: Any, state: Any) -> dict[str, Any]:
         return {}
     chain_axes = np.ndim(state.diverging)
     found = {
-        k: v for k, v in params.items() if _is_array(v) and np.ndim(v) == chain_axes
+        k: v for k, v in params.items() if is_array(v) and np.ndim(v) == chain_axes
     }
     if spec.findings is not None:
         findings = jax.vmap(spec.findings) if chain_axes else spec.findings
@@ -342,7 +175,7 @@ def _plain_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
             plain[name] = int(value)
         elif isinstance(value, int | float | str):
             plain[name] = value
-        elif _is_array(value) and np.ndim(value) == 0:
+        elif is_array(value) and np.ndim(value) == 0:
             plain[name] = np.asarray(value).item()
         else:
             plain[name] = json.dumps(value, default=_jsonable)
@@ -350,4 +183,4 @@ def _plain_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _jsonable(value: Any) -> Any:
-    return np.asarray(value).tolist() if _is_array(value) else repr(value)
+    return np.asarray(value).tolist() if is_array(value) else repr(value)

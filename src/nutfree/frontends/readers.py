@@ -11,7 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from nutfree.errors import InvalidData, NutfreeError
+from nutfree.errors import InvalidData, NutfreeError, needed
+
+#: What of this module needs other packages.
+READING = "Reading these rows"
 
 
 class Reader:
@@ -116,7 +119,7 @@ def _opened(name: str, path: Path) -> Any:
     try:
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False)
-        return _needed("zarr").open_array(path, mode="r")
+        return needed("zarr", READING, "zarr").open_array(path, mode="r")
     except NutfreeError:
         raise
     # NumPy and Zarr raise errors of many kinds, by where a file is damaged; each means
@@ -214,7 +217,7 @@ def open_parquet(
     Raises:
         InvalidData: if the file does not have a column.
     """
-    parquet = _needed("pyarrow.parquet", "parquet")
+    parquet = needed("pyarrow.parquet", READING, "parquet")
     try:
         file = parquet.ParquetFile(path)
     # pyarrow raises errors of its own and the system's; each means that the file cannot
@@ -253,16 +256,3 @@ def open_parquet(
         return Reader(read, shape, few.dtype, edges, name)
 
     return {name: reader(name, wanted) for name, wanted in columns.items()}
-
-
-def _needed(module: str, extra: str | None = None) -> Any:
-    from importlib import import_module
-
-    try:
-        return import_module(module)
-    except ImportError as error:
-        package = module.split(".")[0]
-        how = f'pip install "nutfree[{extra}]"' if extra else f"pip install {package}"
-        raise NutfreeError(
-            f"Reading these rows needs {package}, which is not installed: {how}."
-        ) from error

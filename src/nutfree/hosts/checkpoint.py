@@ -79,7 +79,7 @@ class Checkpoint:
                 raise CheckpointMismatch(
                     f"The checkpoint '{self.path}' is of another run: its {name} is "
                     f"{found.get(name)!r}, here it is {self.run.get(name)!r}. Run with "
-                    "the same, or take another checkpoint=...; "
+                    "the same, or take another folder; "
                     "nutfree.read_checkpoint(path) has its draws."
                 )
 
@@ -181,7 +181,7 @@ def _locked(path: Path) -> IO:
         lock = os.fdopen(os.open(path / _LOCK, flags, 0o666), "r+")
     except OSError as error:
         raise CheckpointMismatch(
-            f"No run can be kept in '{path}': {error}. Take another checkpoint=... ."
+            f"No run can be kept in '{path}': {error}. Take another folder."
         ) from error
     if fcntl is None:
         return lock
@@ -192,7 +192,7 @@ def _locked(path: Path) -> IO:
         lock.close()
         raise CheckpointMismatch(
             f"The checkpoint '{path}' belongs to a run under way, of {owner}. Wait "
-            "until it has ended, or take another checkpoint=...; "
+            "until it has ended, or take another folder; "
             "nutfree.read_checkpoint(path) has its draws so far."
         ) from None
     except OSError:
@@ -235,14 +235,15 @@ def versions() -> dict[str, str]:
 
 
 def read_checkpoint(path: str | os.PathLike) -> xarray.DataTree:
-    """Read the draws that a run with `checkpoint=path` has kept so far, for ArviZ.
+    """Read the draws that a run has kept so far, for ArviZ.
 
     Args:
-        path: the folder; its run may be over, interrupted, or still under way.
+        path: what the run was given as `checkpoint` or `store`; it may be over,
+            interrupted, or still under way.
 
     Returns:
         An `xarray.DataTree` with groups posterior and sample_stats, the latter with
-        what the run is as attributes.
+        what the run is as attributes. That of a store reads what is asked for.
 
     Raises:
         CheckpointMismatch: if there is no checkpoint, it has no draws yet, or it is
@@ -251,6 +252,8 @@ def read_checkpoint(path: str | os.PathLike) -> xarray.DataTree:
     import xarray as xr
 
     path = Path(path)
+    if (path / "zarr.json").exists():
+        return xr.open_datatree(path, engine="zarr", chunks=None, cache=False)
     _refuse_foreign(path)
     header = _read_header(path)
     draws = [] if header is None else _read_pieces(path, header)
@@ -265,8 +268,7 @@ def read_checkpoint(path: str | os.PathLike) -> xarray.DataTree:
         whole = {k: np.concatenate([d[k] for d in draws], axis=1) for k in draws[0]}
     except (KeyError, ValueError) as error:
         raise CheckpointMismatch(
-            f"The pieces in '{path}' do not fit together: {error}. Take another "
-            "checkpoint=... ."
+            f"The pieces in '{path}' do not fit together: {error}. Take another folder."
         ) from error
     for name, value in whole.items():
         is_site = name == field or name.startswith(f"{field}.")
@@ -348,7 +350,7 @@ def _refuse_foreign(path: Path) -> None:
         return
     if not path.is_dir() or any(map(_is_foreign, path.iterdir())):
         raise CheckpointMismatch(
-            f"'{path}' is there and is no checkpoint. Take another checkpoint=... ."
+            f"'{path}' is there and is no checkpoint. Take another folder."
         )
 
 
@@ -373,10 +375,10 @@ def _read_header(path: Path) -> dict[str, Any] | None:
     old = isinstance(header.get("run"), dict) and header["run"].get("format") != FORMAT
     if wrong or old or not 0 <= found["pieces"] <= found["draws"]:
         what = "is of another version of nutfree" if old else "has no readable header"
-        raise CheckpointMismatch(f"'{file}' {what}. Take another checkpoint=... .")
+        raise CheckpointMismatch(f"'{file}' {what}. Take another folder.")
     if not isinstance(found["run"].get("sample_field"), str | None):
         raise CheckpointMismatch(
-            f"'{file}' has no readable header. Take another checkpoint=... ."
+            f"'{file}' has no readable header. Take another folder."
         )
     return found
 
@@ -388,9 +390,7 @@ def _header_of(stored: Mapping[str, np.ndarray], file: Path) -> dict[str, Any]:
             return header
     except (KeyError, ValueError, RecursionError):
         pass
-    raise CheckpointMismatch(
-        f"'{file}' has no readable header. Take another checkpoint=... ."
-    )
+    raise CheckpointMismatch(f"'{file}' has no readable header. Take another folder.")
 
 
 def _read_pieces(path: Path, header: Mapping[str, Any], accepts=None) -> list[dict]:
@@ -408,13 +408,13 @@ def _read_pieces(path: Path, header: Mapping[str, Any], accepts=None) -> list[di
         if found != place or len(counts) != 1 or not count:
             raise CheckpointMismatch(
                 f"'{file}' is not piece {number} of this run: it has {found}, and "
-                f"{place} is due. Take another checkpoint=... ."
+                f"{place} is due. Take another folder."
             )
         digest, first = _digest(digest, place, made), first + count
         pieces.append(made)
     if (digest, first) != (header["digest"], header["draws"]):
         raise CheckpointMismatch(
             f"The draws in '{path}' are not those that were kept there. Take another "
-            "checkpoint=... ."
+            "folder."
         )
     return pieces

@@ -19,16 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import MCMC
+from numpyro.util import nested_attrgetter
 
 from nutfree.errors import CheckpointMismatch, warn
 from nutfree.frontends.arguments import constant
 from nutfree.hosts import underway
 from nutfree.hosts.checkpoint import Checkpoint, fingerprint, versions
+from nutfree.hosts.draws import Draws
 from nutfree.hosts.interrupts import Interrupts, stopped_by
 from nutfree.hosts.lanes import in_lanes, in_order, of_first_lane
 from nutfree.hosts.numpyro import NutfreeKernel
 from nutfree.hosts.program import has_field, piece_program
 from nutfree.hosts.progress import Progress
+from nutfree.hosts.store import BLOCK_BYTES, Store
 from nutfree.hosts.underway import Done, Pace, Run, in_words
 from nutfree.numerics.programs import TRACING
 
@@ -44,6 +47,7 @@ class PiecewiseMCMC(MCMC):
 
     Attributes:
         checkpoint: the folder to keep the run in, or None.
+        store: where the draws go that are not to stay in memory, or None.
         draws_at_once: how many independent draws a chain makes side by side.
         feeds: how many times the data in memory have been changed for others.
         interrupts: what notes Ctrl-C and SIGTERM, where the caller has one.
@@ -55,6 +59,7 @@ class PiecewiseMCMC(MCMC):
     """
 
     checkpoint: str | os.PathLike | None = None
+    store: Store | None = None
     draws_at_once: int = 1
     interrupts: Interrupts | None = None
     interrupted: bool = False
@@ -95,6 +100,7 @@ class PiecewiseMCMC(MCMC):
                     checkpoint, state = self._resume_or_begin(
                         rng_key, init_params, extra_fields
                     )
+                    size = self._that_fits(size, state)
                     piece = ahead or self._piece(state, size, extra_fields)
                     run = self._made_before(checkpoint, state, piece, bar, started)
                     bar.phase("compile")
@@ -146,7 +152,7 @@ class PiecewiseMCMC(MCMC):
         Raises:
             CheckpointMismatch: if it has more draws than are asked for.
         """
-        progress, draws = Done(), []
+        progress, pieces = Done(), []
         if checkpoint is not None and checkpoint.progress is not None:
             progress = Done.kept(
                 checkpoint.progress, self.checkpoint, warmup=self.num_warmup
@@ -154,14 +160,14 @@ class PiecewiseMCMC(MCMC):
             like = self._draws_like(piece, state)
             if progress.draws and self.draws_at_once > 1:
                 like = jax.tree.map(self._of_lanes, like)
-            draws = checkpoint.draws(like)
+            pieces = checkpoint.draws(like)
             self.feeds = progress.feeds
-            found = sum(np.shape(made["diverging"])[1] for made in draws)
+            found = Draws(pieces).number if self.store is None else progress.draws
             if found != progress.draws or (found and progress.warmup < self.num_warmup):
                 raise CheckpointMismatch(
                     f"The checkpoint '{self.checkpoint}' has {found} draws of each "
                     f"chain, and says {progress.draws} after {progress.warmup} "
-                    "transitions of warm-up. Take another checkpoint=... ."
+                    "transitions of warm-up. Take another folder."
                 )
             if progress.draws > self._num_draws:
                 raise CheckpointMismatch(
@@ -172,6 +178,11 @@ class PiecewiseMCMC(MCMC):
         self.warmup_grad_evals = progress.warmup_grad_evals
         bar.skip(progress.warmup + progress.draws * self.thinning)
         started -= progress.seconds
+        draws = Draws(pieces)
+        if self.store is not None:
+            draws = self.store.draws(
+                self, checkpoint.id, progress.draws, self._num_draws
+            )
         return Run(state, draws, progress, checkpoint, bar, started)
 
     def _of_lanes(self, like):
@@ -220,7 +231,9 @@ class PiecewiseMCMC(MCMC):
                 lambda x, n=n: in_order(x[:, :n], self.draws_at_once),
                 jax.device_get(made),
             )
-            run.draws.append(made)
+            if not run.draws.add(made):  # for want of room, of which it has told
+                self.interrupted = True
+                break
             progress.draws += n * self.draws_at_once
             pace.took(n, time.perf_counter() - mark)
             progress.sampling_seconds += time.perf_counter() - mark
@@ -240,6 +253,8 @@ class PiecewiseMCMC(MCMC):
         return not left
 
     def _warn_of_interrupt(self, run: Run) -> None:
+        if self.interrupted:
+            return
         self.interrupted = True
         message = (
             f"Interrupted: {run.progress.draws} of {self._num_draws} draws of each "
@@ -251,7 +266,7 @@ class PiecewiseMCMC(MCMC):
 
     def _finish(self, run: Run) -> None:
         """Keep what `MCMC` reads, and what the run took."""
-        self._states = jax.tree.map(lambda *d: np.concatenate(d, axis=1), *run.draws)
+        self._states = run.draws.whole()
         self._states_flat = None
         self._last_state = of_first_lane(run.state, self.draws_at_once)
         self.seconds = time.perf_counter() - run.started
@@ -325,7 +340,7 @@ class PiecewiseMCMC(MCMC):
             raise CheckpointMismatch(
                 f"The checkpoint '{self.checkpoint}' is of another density: where the "
                 f"run stopped it was {kept:.6g}, and now it is {now:.6g}. Run with the "
-                "same, or take another checkpoint=... ."
+                "same, or take another folder."
             )
 
     def _compile_ahead(self, rng_key, init_params, size: int, extra_fields):
@@ -341,7 +356,19 @@ class PiecewiseMCMC(MCMC):
         if not isinstance(kernel, NutfreeKernel):
             return None
         state = self._begin(rng_key, init_params, kernel.init_ahead)
+        size = self._that_fits(size, state)
         return self._piece(state, size, extra_fields, ahead=True)
+
+    def _that_fits(self, size: int, state) -> int:
+        """Return how many draws a piece may make that are not to fill the memory."""
+        if self.store is None:
+            return size
+        kernel = self.sampler
+        constrain = kernel.postprocess_fn(self._args, self._kwargs)
+        position = nested_attrgetter(kernel.sample_field)(state)
+        drawn = jax.eval_shape(jax.vmap(constrain), position), position
+        of_one = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(drawn))
+        return max(1, min(size, BLOCK_BYTES // max(of_one * self.draws_at_once, 1)))
 
     def _begin(self, rng_key, init_params, init=None):
         """Return the first state of every chain, or what `init` returns instead."""

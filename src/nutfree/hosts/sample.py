@@ -10,6 +10,7 @@ import jax
 from numpyro.infer.ensemble import EnsembleSampler
 from numpyro.infer.mcmc import MCMCKernel
 
+from nutfree.diagnostics.blocks import some_draws
 from nutfree.diagnostics.convergence import short_verdict
 from nutfree.diagnostics.ends import piled_up
 from nutfree.errors import InvalidOption, NutfreeError, warn
@@ -20,6 +21,7 @@ from nutfree.hosts.checks import check_init_params, check_settings, explain
 from nutfree.hosts.interrupts import Interrupts
 from nutfree.hosts.numpyro import NutfreeKernel
 from nutfree.hosts.pieces import PiecewiseMCMC
+from nutfree.hosts.store import Store, check_store, finished
 from nutfree.hosts.stream import StreamedMCMC, check_streams, loaded
 from nutfree.numerics.programs import TRACING, in_full_precision
 
@@ -94,6 +96,7 @@ def sample(
     extra_fields: tuple[str, ...] = (),
     progress_bar: bool = True,
     checkpoint: str | os.PathLike | None = None,
+    store: str | os.PathLike | None = None,
     draws_at_once: int | None = None,
     model_args: tuple | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
@@ -123,6 +126,10 @@ def sample(
             an interrupt or a crash, to the draws of a run that was never interrupted;
             one with a larger `num_samples` prolongs it. What is in the folder so far
             is read by `nutfree.read_checkpoint`.
+        store: a Zarr folder to write the draws to as they are made, for a posterior
+            whose draws do not fit into memory. What is there so far is read by
+            `xarray.open_datatree(store, engine="zarr")`, while the run goes on and
+            after a crash. A store is a checkpoint, too: the same call goes on from it.
         draws_at_once: how many draws each chain makes side by side after warm-up, for
             a kernel whose draws are independent (`nutfree.kernels()`); by default one
             on a CPU and in a run with a checkpoint, and up to 64 on a GPU, which is
@@ -132,11 +139,13 @@ def sample(
             ArviZ, see `nutfree.to_arviz`.
 
     Returns:
-        An `xarray.DataTree` as `nutfree.to_arviz` makes it. Where draws are not finite,
+        An `xarray.DataTree` as `nutfree.to_arviz` makes it; with `store`, one that
+        reads from there what is asked for. Where draws are not finite,
         chains disagree or transitions diverge, a warning says so. Ctrl-C ends the run
         with the draws made so far and a warning.
 
     Raises:
+        NutfreeError: for a store without zarr, `pip install "nutfree[zarr]"`.
         InvalidOption: for a setting that makes no run, a field that the kernel's state
             does not have, or init_params that do not fit the model.
         CheckpointMismatch: if the folder is of another kernel, model, data or setting.
@@ -169,6 +178,7 @@ def sample(
             **{"chain_method": chain_method, "init_params": init_params},
             **{"extra_fields": extra_fields, "progress_bar": progress_bar},
             **{"checkpoint": checkpoint, "draws_at_once": draws_at_once},
+            "store": store,
             **{"coords": coords, "dims": dims, "log_likelihood": log_likelihood},
             **{"posterior_predictive": posterior_predictive},
             "constant_data": constant_data,
@@ -184,7 +194,8 @@ def sample(
         draws_at_once=1 if draws_at_once is None else draws_at_once,
     )
     num_draws = num_samples // thinning
-    draws_at_once = _at_once(kernel, draws_at_once, num_draws, chain_method, checkpoint)
+    kept = checkpoint if store is None else store
+    draws_at_once = _at_once(kernel, draws_at_once, num_draws, chain_method, kept)
     if init_params is not None and num_chains > 1:
         check_init_params(init_params, None, num_chains)
     args, kwargs = loaded(args, kwargs)
@@ -200,34 +211,38 @@ def sample(
         chain_method=chain_method or _chain_method(kernel, num_chains),
         progress_bar=progress_bar,
     )
-    mcmc.checkpoint = checkpoint
+    mcmc.checkpoint, arrays = checkpoint, None
+    if store is not None:
+        check_store(checkpoint, posterior_predictive)
+        mcmc.store = arrays = Store(store, coords, dims)
+        mcmc.checkpoint = arrays.state
     mcmc.draws_at_once = draws_at_once
     with Interrupts() as signals:
         mcmc.interrupts = signals
         _run(mcmc, seed, args, kwargs, init_params, extra_fields)
+        attrs = {
+            "seconds": mcmc.seconds,
+            "interrupted": mcmc.interrupted,
+            "warmup_grad_evals": mcmc.warmup_grad_evals,
+            "seed": seed,
+            **mcmc.phases,
+            **mcmc.extra_attrs,
+        }
+        groups: dict[str, Any] = {"coords": coords, "dims": dims, "prior": prior}
+        groups |= {"log_likelihood": log_likelihood, "constant_data": constant_data}
+        groups["posterior_predictive"] = posterior_predictive
         with TRACING:
-            tree = to_arviz(
-                mcmc,
-                coords=coords,
-                dims=dims,
-                log_likelihood=log_likelihood,
-                prior=prior,
-                posterior_predictive=posterior_predictive,
-                constant_data=constant_data,
-                attrs={
-                    "seconds": mcmc.seconds,
-                    "interrupted": mcmc.interrupted,
-                    "warmup_grad_evals": mcmc.warmup_grad_evals,
-                    "seed": seed,
-                    **mcmc.phases,
-                    **mcmc.extra_attrs,
-                },
-            )
+            if arrays is None:
+                tree = to_arviz(mcmc, attrs=attrs, **groups)
+            else:
+                # of rows on disk, some of many are in memory
+                omitted = ("observed_data",) if streamed else ()
+                tree = finished(arrays, mcmc, attrs=attrs, leave_out=omitted, **groups)
         if streamed and "observed_data" in tree:
             del tree["observed_data"]  # some rows of many
         said = [short_verdict(tree)]
         if not streamed and callable(model := getattr(kernel, "model", None)):
-            draws = tree["posterior"].to_dataset()
+            draws = some_draws(tree["posterior"].to_dataset())
             with TRACING:
                 said.append(piled_up(draws, model, args, kwargs))
     for words in filter(None, said):

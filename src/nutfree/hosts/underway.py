@@ -15,6 +15,7 @@ import xarray as xr
 from nutfree.diagnostics.convergence import convergence
 from nutfree.errors import CheckpointMismatch, warn
 from nutfree.hosts.checkpoint import Checkpoint
+from nutfree.hosts.draws import Draws
 from nutfree.hosts.program import has_field
 from nutfree.hosts.progress import Progress
 
@@ -22,8 +23,6 @@ from nutfree.hosts.progress import Progress
 PIECE_SECONDS = 2.0
 #: A piece is at most so many times as long as the one before.
 _GROWTH = 8
-#: Numbers in all draws up to which they are looked at while a run goes on.
-_LOOKED_AT = 2_000_000
 
 
 class Pace:
@@ -96,7 +95,7 @@ class Done:
                 return cls(**done)
         raise CheckpointMismatch(
             f"The checkpoint '{path}' says that it is where no run can be: {done}. "
-            "Take another checkpoint=... ."
+            "Take another folder."
         )
 
 
@@ -107,7 +106,7 @@ class Run:
     state
         That of all chains after the last transition.
     draws
-        Those made so far, an entry a piece.
+        Those made so far.
     progress
         How far it is.
     checkpoint
@@ -119,7 +118,7 @@ class Run:
     """
 
     state: Any
-    draws: list[dict[str, Any]]
+    draws: Draws
     progress: Done
     checkpoint: Checkpoint | None
     bar: Progress
@@ -132,7 +131,8 @@ class Run:
         if self.checkpoint is None:
             return
         try:
-            self.checkpoint.save(self.state, made, done=asdict(self.progress))
+            kept = None if made is None else self.draws.on_disk(made)
+            self.checkpoint.save(self.state, kept, done=asdict(self.progress))
         except OSError as error:
             warn(
                 f"The run cannot be kept in '{self.checkpoint.path}' any longer: "
@@ -158,19 +158,14 @@ def in_words(run: Run, field: str) -> str:
             value = float(np.mean(attrgetter(field)(run.state)))
             said += [] if math.isnan(value) else [f"{name} {value:.2g}"]
     if run.draws:
-        diverging = sum(int(np.sum(made["diverging"])) for made in run.draws)
-        said.append(f"{diverging} divergences")
-        numbers = sum(np.size(x) for x in jax.tree.leaves(run.draws))
-        if run.progress.draws >= 20 and numbers <= _LOOKED_AT:
-            said.append(_agreement(run.draws, field))
+        said.append(f"{run.draws.diverging} divergences")
+        if (whole := run.draws.to_look_at(field)) is not None:
+            said.append(_agreement(whole))
     return ", ".join(said)
 
 
-def _agreement(draws: list[dict[str, Any]], field: str) -> str:
+def _agreement(whole: Any) -> str:
     """Say how many effective draws there are so far, and how well chains agree."""
-    whole = jax.tree.map(
-        lambda *parts: np.concatenate(parts, axis=1), *(made[field] for made in draws)
-    )
     sites = {
         f"x{i}": (("chain", "draw", *(f"x{i}_{k}" for k in range(leaf.ndim - 2))), leaf)
         for i, leaf in enumerate(jax.tree.leaves(whole))

@@ -235,3 +235,22 @@ def test_a_killed_run_is_readable_and_goes_on(tmp_path):
     )
     np.testing.assert_array_equal(so_far, found[:, : so_far.sizes["draw"]])
     np.testing.assert_array_equal(found, whole)
+
+
+def test_moments_are_those_of_the_draws_that_are_not_kept():
+    settings = {name: GROUPS[name] for name in ("prior", "constant_data")}
+    tree, whole = run(keep="moments", **settings), run(**settings)
+    assert "posterior" not in tree
+    groups = ("prior", "constant_data", "observed_data", "sample_stats")
+    assert_same(tree, whole, groups)
+    draws = whole["posterior"].to_dataset().stack(all=("chain", "draw"))
+    for site in ("beta", "sigma"):
+        found = tree["summary"][site]
+        assert found.dims[1:] == whole["posterior"][site].dims[2:]
+        mean, sd = draws[site].mean("all"), draws[site].std("all", ddof=1)
+        np.testing.assert_allclose(found.sel(summary="mean"), mean, rtol=1e-4)
+        np.testing.assert_allclose(found.sel(summary="sd"), sd, rtol=1e-4)
+    with pytest.raises(nf.InvalidOption, match=r"log_likelihood=... needs the draws"):
+        run(keep="moments", log_likelihood=True)
+    with pytest.raises(nf.InvalidOption, match="write 'draws' or 'moments'"):
+        run(keep="mean")

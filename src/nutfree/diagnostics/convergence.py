@@ -186,7 +186,12 @@ def short_verdict(tree: xr.DataTree) -> str:
         tree["sample_stats"].to_dataset() if "sample_stats" in tree.children else None
     )
     posterior = tree["posterior"].to_dataset()
-    run = (_by_blocks if are_many(posterior) else convergence)(posterior, stats)
+    look = _by_blocks if are_many(posterior) else convergence
+    return in_a_sentence(look(posterior, stats))
+
+
+def in_a_sentence(run: Convergence) -> str:
+    """What a run says against its draws, in a sentence; empty if nothing."""
     # a short run is its user's choice
     found = run._replace(ess_bulk=float("nan")).problems
     if not found:

@@ -5,6 +5,7 @@ ArviZ's own converter does the work. What is added here: any pytree from a
 that subsample.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,13 @@ def groups_of(
         predicted = _predicted(adapter, seed)
     # ArviZ takes the logarithm of num_steps, which some kernels do not make
     quiet = np.errstate(divide="ignore", invalid="ignore")
-    with rc_context(rc={"data.sample_dims": ["chain", "draw"]}), quiet:
+    with (
+        rc_context(rc={"data.sample_dims": ["chain", "draw"]}),
+        quiet,
+        warnings.catch_warnings(),
+    ):
+        # a part of a run may have few draws
+        warnings.filterwarnings("ignore", "Found chain dimension to be longer")
         converter: Any = NumPyroConverter(
             posterior=adapter,
             prior=prior,

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from numpyro.infer import MCMC
+
+from nutfree.diagnostics.convergence import short_verdict
+from nutfree.diagnostics.convert import to_arviz
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Numbers in all draws up to which they are looked at while a run goes on.
 _LOOKED_AT = 2_000_000
@@ -54,3 +63,29 @@ class Draws:
         return jax.tree.map(
             lambda *d: np.concatenate(d, axis=1), *(made[field] for made in self.pieces)
         )
+
+    def tree(
+        self, mcmc: MCMC, *, leave_out: tuple[str, ...], **groups: Any
+    ) -> xr.DataTree:
+        """Return the tree of a finished run.
+
+        Args:
+            leave_out: groups that are not to be there.
+            **groups: as for `nutfree.to_arviz`.
+        """
+        tree = to_arviz(mcmc, **groups)
+        for name in leave_out:
+            if name in tree:
+                del tree[name]
+        return tree
+
+    def verdict(self, tree: xr.DataTree) -> str:
+        """Return what the draws say against themselves, or nothing."""
+        return short_verdict(tree)
+
+
+def run_of(mcmc: MCMC, made: Mapping[str, Any]) -> MCMC:
+    """Return a run that has made these draws only."""
+    run = copy.copy(mcmc)
+    run._states, run._states_flat = made, None
+    return run

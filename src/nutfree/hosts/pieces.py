@@ -28,6 +28,7 @@ from nutfree.hosts.checkpoint import Checkpoint, fingerprint, versions
 from nutfree.hosts.draws import Draws
 from nutfree.hosts.interrupts import Interrupts, stopped_by
 from nutfree.hosts.lanes import in_lanes, in_order, of_first_lane
+from nutfree.hosts.moments import MomentsOfDraws
 from nutfree.hosts.numpyro import NutfreeKernel
 from nutfree.hosts.program import has_field, piece_program
 from nutfree.hosts.progress import Progress
@@ -48,6 +49,8 @@ class PiecewiseMCMC(MCMC):
     Attributes:
         checkpoint: the folder to keep the run in, or None.
         store: where the draws go that are not to stay in memory, or None.
+        only_moments: whether the draws are not to stay anywhere.
+        draws: what the last run has made.
         draws_at_once: how many independent draws a chain makes side by side.
         feeds: how many times the data in memory have been changed for others.
         interrupts: what notes Ctrl-C and SIGTERM, where the caller has one.
@@ -60,6 +63,8 @@ class PiecewiseMCMC(MCMC):
 
     checkpoint: str | os.PathLike | None = None
     store: Store | None = None
+    only_moments: bool = False
+    draws: Draws
     draws_at_once: int = 1
     interrupts: Interrupts | None = None
     interrupted: bool = False
@@ -178,12 +183,14 @@ class PiecewiseMCMC(MCMC):
         self.warmup_grad_evals = progress.warmup_grad_evals
         bar.skip(progress.warmup + progress.draws * self.thinning)
         started -= progress.seconds
-        draws = Draws(pieces)
+        self.draws = Draws(pieces)
         if self.store is not None:
-            draws = self.store.draws(
+            self.draws = self.store.draws(
                 self, checkpoint.id, progress.draws, self._num_draws
             )
-        return Run(state, draws, progress, checkpoint, bar, started)
+        elif self.only_moments:
+            self.draws = MomentsOfDraws(self, self._num_draws)
+        return Run(state, self.draws, progress, checkpoint, bar, started)
 
     def _of_lanes(self, like):
         """Return the shape of draws in order, from that of draws in lanes."""
@@ -361,7 +368,7 @@ class PiecewiseMCMC(MCMC):
 
     def _that_fits(self, size: int, state) -> int:
         """Return how many draws a piece may make that are not to fill the memory."""
-        if self.store is None:
+        if self.store is None and not self.only_moments:
             return size
         kernel = self.sampler
         constrain = kernel.postprocess_fn(self._args, self._kwargs)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 from numpyro.infer.ensemble import EnsembleSampler
 from numpyro.infer.mcmc import MCMCKernel
 
 from nutfree.diagnostics.blocks import some_draws
-from nutfree.diagnostics.convergence import short_verdict
 from nutfree.diagnostics.ends import piled_up
 from nutfree.errors import InvalidOption, NutfreeError, warn
 from nutfree.frontends.disk import DiskRows
@@ -19,9 +18,10 @@ from nutfree.frontends.windows import find
 from nutfree.hosts.arguments import model_arguments
 from nutfree.hosts.checks import check_init_params, check_settings, explain
 from nutfree.hosts.interrupts import Interrupts
+from nutfree.hosts.moments import check_moments
 from nutfree.hosts.numpyro import NutfreeKernel
 from nutfree.hosts.pieces import PiecewiseMCMC
-from nutfree.hosts.store import Store, check_store, finished
+from nutfree.hosts.store import Store, check_store
 from nutfree.hosts.stream import StreamedMCMC, check_streams, loaded
 from nutfree.numerics.programs import TRACING, in_full_precision
 
@@ -97,6 +97,7 @@ def sample(
     progress_bar: bool = True,
     checkpoint: str | os.PathLike | None = None,
     store: str | os.PathLike | None = None,
+    keep: Literal["draws", "moments"] = "draws",
     draws_at_once: int | None = None,
     model_args: tuple | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
@@ -130,6 +131,9 @@ def sample(
             whose draws do not fit into memory. What is there so far is read by
             `xarray.open_datatree(store, engine="zarr")`, while the run goes on and
             after a crash. A store is a checkpoint, too: the same call goes on from it.
+        keep: "draws", or "moments" for a posterior whose draws are too large to store:
+            the tree has a group summary in place of posterior, with the mean, standard
+            deviation, quantiles and R-hat of every parameter, in constant memory.
         draws_at_once: how many draws each chain makes side by side after warm-up, for
             a kernel whose draws are independent (`nutfree.kernels()`); by default one
             on a CPU and in a run with a checkpoint, and up to 64 on a GPU, which is
@@ -158,8 +162,6 @@ def sample(
         >>> tree = nf.sample(kernel, num_warmup=50, num_samples=50, num_chains=1,
         ...                  init_params=0.0, progress_bar=False)
     """
-    from nutfree.diagnostics.convert import to_arviz
-
     if not isinstance(kernel, MCMCKernel):
         raise InvalidOption(
             f"The first argument is a {type(kernel).__name__}; pass a kernel, such as "
@@ -178,7 +180,7 @@ def sample(
             **{"chain_method": chain_method, "init_params": init_params},
             **{"extra_fields": extra_fields, "progress_bar": progress_bar},
             **{"checkpoint": checkpoint, "draws_at_once": draws_at_once},
-            "store": store,
+            **{"store": store, "keep": keep},
             **{"coords": coords, "dims": dims, "log_likelihood": log_likelihood},
             **{"posterior_predictive": posterior_predictive},
             "constant_data": constant_data,
@@ -193,6 +195,8 @@ def sample(
         chain_method=chain_method,
         draws_at_once=1 if draws_at_once is None else draws_at_once,
     )
+    if keep not in ("draws", "moments"):
+        raise InvalidOption(f"keep={keep!r} is unknown; write 'draws' or 'moments'.")
     num_draws = num_samples // thinning
     kept = checkpoint if store is None else store
     draws_at_once = _at_once(kernel, draws_at_once, num_draws, chain_method, kept)
@@ -211,11 +215,19 @@ def sample(
         chain_method=chain_method or _chain_method(kernel, num_chains),
         progress_bar=progress_bar,
     )
-    mcmc.checkpoint, arrays = checkpoint, None
+    mcmc.checkpoint = checkpoint
     if store is not None:
         check_store(checkpoint, posterior_predictive)
-        mcmc.store = arrays = Store(store, coords, dims)
-        mcmc.checkpoint = arrays.state
+        mcmc.store = Store(store, coords, dims)
+        mcmc.checkpoint = mcmc.store.state
+    mcmc.only_moments = keep == "moments"
+    if mcmc.only_moments:
+        check_moments(
+            store=store,
+            checkpoint=checkpoint,
+            log_likelihood=log_likelihood,
+            posterior_predictive=posterior_predictive,
+        )
     mcmc.draws_at_once = draws_at_once
     with Interrupts() as signals:
         mcmc.interrupts = signals
@@ -231,17 +243,13 @@ def sample(
         groups: dict[str, Any] = {"coords": coords, "dims": dims, "prior": prior}
         groups |= {"log_likelihood": log_likelihood, "constant_data": constant_data}
         groups["posterior_predictive"] = posterior_predictive
+        # of rows on disk, some of many are in memory
+        groups["leave_out"] = ("observed_data",) if streamed else ()
         with TRACING:
-            if arrays is None:
-                tree = to_arviz(mcmc, attrs=attrs, **groups)
-            else:
-                # of rows on disk, some of many are in memory
-                omitted = ("observed_data",) if streamed else ()
-                tree = finished(arrays, mcmc, attrs=attrs, leave_out=omitted, **groups)
-        if streamed and "observed_data" in tree:
-            del tree["observed_data"]  # some rows of many
-        said = [short_verdict(tree)]
-        if not streamed and callable(model := getattr(kernel, "model", None)):
+            tree = mcmc.draws.tree(mcmc, attrs=attrs, **groups)
+        said = [mcmc.draws.verdict(tree)]
+        model = getattr(kernel, "model", None)
+        if callable(model) and "posterior" in tree and not streamed:
             draws = some_draws(tree["posterior"].to_dataset())
             with TRACING:
                 said.append(piled_up(draws, model, args, kwargs))

@@ -8,7 +8,6 @@ a run goes on from is in `.nutfree` inside of it, see `nutfree.hosts.checkpoint`
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import warnings
@@ -24,7 +23,8 @@ from numpyro.infer import MCMC
 from nutfree.diagnostics.convert import posterior_attrs, stats_attrs
 from nutfree.diagnostics.groups import groups_of, named_dims, sites_of
 from nutfree.errors import CheckpointMismatch, InvalidOption, needed, warn
-from nutfree.hosts.draws import Draws
+from nutfree.hosts.draws import Draws, run_of
+from nutfree.numerics.programs import TRACING
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -108,8 +108,8 @@ class Store:
 
     def groups(self, mcmc: MCMC, made: Mapping[str, Any]) -> dict[str, xr.Dataset]:
         """Return the groups posterior and sample_stats of some draws."""
-        piece = _run_of(mcmc, made)
-        with _quiet():
+        piece = run_of(mcmc, made)
+        with TRACING:
             if self._plates is None:
                 self._plates = named_dims(piece)
                 self._sites = sites_of(piece)
@@ -251,6 +251,9 @@ class StoredDraws(Draws):
     def to_look_at(self, field):
         return None
 
+    def tree(self, mcmc, **groups):
+        return finished(self._store, mcmc, **groups)
+
 
 def check_store(checkpoint: Any, posterior_predictive: Any) -> None:
     """Refuse what a store does not go together with.
@@ -275,9 +278,9 @@ def finished(
     mcmc: MCMC,
     *,
     attrs: Mapping[str, Any],
-    log_likelihood: bool = False,
-    posterior_predictive: bool = False,
-    leave_out: tuple[str, ...] = (),
+    log_likelihood: bool,
+    posterior_predictive: bool,
+    leave_out: tuple[str, ...],
     **once: Any,
 ) -> xr.DataTree:
     """Add to a store what comes from the model, and return its tree.
@@ -297,9 +300,8 @@ def finished(
         for made in store.blocks(tree, mcmc, any(asked.values())):
             # what does not depend on the draws is made with the first ones
             more = once if first == 0 else {k: once.get(k) for k in ("coords", "dims")}
-            with _quiet():
-                run = _run_of(mcmc, made)
-                found = groups_of(run, seed=1 + first, **asked, **more)
+            run = run_of(mcmc, made)
+            found = groups_of(run, seed=1 + first, **asked, **more)
             drawn = {k: found.pop(k) for k in _OF_DRAWS if k in found}
             store.append(drawn, first, number)
             if first == 0:
@@ -327,13 +329,6 @@ def finished(
     return store.tree()
 
 
-def _run_of(mcmc: MCMC, made: Mapping[str, Any]) -> MCMC:
-    """Return a run that has made these draws only."""
-    run = copy.copy(mcmc)
-    run._states, run._states_flat = made, None
-    return run
-
-
 def _chunks(variable: xr.Variable, total: int) -> tuple[int, ...]:
     """Return how many numbers a chunk has along each dimension."""
     sizes = dict(variable.sizes)
@@ -350,9 +345,8 @@ def _chunks(variable: xr.Variable, total: int) -> tuple[int, ...]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing about consolidated metadata, what is in `.nutfree`, and short pieces."""
+    """Nothing about consolidated metadata and what is in `.nutfree`."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Found chain dimension to be longer")
         warnings.filterwarnings("ignore", "Consolidated metadata")
         warnings.filterwarnings("ignore", "Object at")
         yield

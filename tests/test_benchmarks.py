@@ -105,6 +105,7 @@ KNOWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KNOWN)
 def test_exact_draws_fit_the_density_and_the_weights(name):
     """Up to 64 moments at |z| > 5; a total variation above twice its 95 % quantile."""
@@ -129,6 +130,7 @@ def test_evidence_in_the_plane_is_that_of_a_grid(name):
     assert np.log(total) == pytest.approx(known.log_evidence, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_parallel_tempering_weighs_two_modes():
     """Five standard errors of an effective sample of a tenth of the draws."""
     known = modes.eight_gaussians()
@@ -155,6 +157,7 @@ def test_synthetic_rows_are_the_same_for_the_same_seed():
     assert set(a["y"]) == {0, 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["counts", "network"])
 def test_posteriors_over_many_rows_are_drawn_in_batches_and_seen_alike(name):
     data = rows.synthetic_counts(200)

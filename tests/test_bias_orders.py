@@ -40,7 +40,7 @@ LADDER, OPTION_LADDER = range(5, -6, -1), range(2, -5, -1)
 LARGEST_ERROR = 0.3
 #: What the next order may do to the measured one.
 SLACK = 0.35
-QUICK = {"ula", "blackjax.sgld"}
+QUICK = {"ula"}
 #: Here the noise of batches, which is alike in every coordinate, is taken up, and what
 #: is left of the bias falls faster than is stated.
 AT_LEAST = {"sghmc", "sgnht", "blackjax.sgnht"}

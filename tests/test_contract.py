@@ -1,9 +1,9 @@
 """What every registered kernel promises, whatever it does.
 
-A new kernel is tested here from the day it is listed. Its two programs are compiled
-once, in `tests.contract.Program`, for every check that needs no more. What compiles
-other programs runs on one kernel of a kind in the quick suite, and on all in the slow
-one. What a host does with a whole run: `tests/hosts/test_whole_runs.py`.
+A new kernel is tested here from the day it is listed: in the slow suite, and in the
+quick one if it is one of a kind or recommended. Its two programs are compiled once, in
+`tests.contract.Program`, for every check that needs no more. What a host does
+with a whole run: `tests/hosts/test_whole_runs.py`.
 """
 
 from dataclasses import fields
@@ -42,7 +42,9 @@ def on_programs(*params):
 
 #: Kernels by the density, by rows, by owners.
 QUICK_SCALARS = {"mala", "sgld", "fsgld"}
-each_kernel = on_programs(*(kernel_param(n) for n in SPECS))
+#: One of a kind, and what users are told to take first.
+QUICK = KINDS | {n for n, spec in SPECS.items() if spec.recommended}
+each_kernel = on_programs(*(kernel_param(n, quick=n in QUICK) for n in SPECS))
 one_of_a_kind = on_programs(*(kernel_param(n, quick=n in KINDS) for n in SPECS))
 
 
@@ -121,7 +123,7 @@ def test_every_option_is_read(program):
 
 @on_programs(
     *(
-        kernel_param(n)
+        kernel_param(n, quick=n in QUICK)
         for n, s in SPECS.items()
         if s.guarantee == "biased" or s.gradients is not None
     )
@@ -142,7 +144,13 @@ def test_a_transition_spends_the_gradients_that_its_kernel_states(program):
     assert np.mean(counted) == pytest.approx(float(stated), rel=1e-4, abs=error)
 
 
-@on_programs(*(kernel_param(n) for n, s in SPECS.items() if s.guarantee == "biased"))
+@on_programs(
+    *(
+        kernel_param(n, quick=n in QUICK)
+        for n, s in SPECS.items()
+        if s.guarantee == "biased"
+    )
+)
 def test_a_biased_kernel_states_the_order_of_its_bias(program):
     """That it is so: `tests/test_bias_orders.py`."""
     spec = program.spec

@@ -24,6 +24,7 @@ def gaussian(x):
     return -0.5 * jnp.sum(x**2)
 
 
+@pytest.mark.slow
 def test_exact_draws_stay_below_the_floor_nineteen_times_in_twenty():
     # 100 repeats at 5 %: more than 12 exceedances has probability 0.1 %
     ratios = [

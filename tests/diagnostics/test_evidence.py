@@ -93,6 +93,7 @@ def test_evidence_of_a_conjugate_regression_is_the_known_one(tree):
     assert abs(attrs["log_evidence"] - exact) < 3 * attrs["log_evidence_se"]
 
 
+@pytest.mark.slow
 def test_report_sets_a_run_aside_whose_proposal_does_not_cover_the_posterior(tree):
     """And has a word on the evidence where the tail is heavy, but not as heavy."""
     from nutfree.report.judge import judge

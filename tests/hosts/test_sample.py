@@ -61,7 +61,7 @@ def named(name):
         ("toy", "sequential"),
         ("toy", "parallel"),
         ("toy", "vectorized"),
-        ("barker", "sequential"),
+        pytest.param("barker", "sequential", marks=pytest.mark.slow),
         pytest.param("nuts", "vectorized", marks=pytest.mark.slow),
         pytest.param("nuts", "sequential", marks=pytest.mark.slow),
         pytest.param("nuts", "parallel", marks=pytest.mark.slow),

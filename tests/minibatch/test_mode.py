@@ -69,7 +69,9 @@ def test_a_mode_is_found_where_no_other_start_has_a_density():
 
 
 # with more rows than the curvature uses, the mode is finished on all of them
-@pytest.mark.parametrize("num_data", [2_000, 60_000])
+@pytest.mark.parametrize(
+    "num_data", [2_000, pytest.param(60_000, marks=pytest.mark.slow)]
+)
 def test_mode_and_covariance_of_a_logistic_regression(num_data):
     minibatch, mode, hessian = logistic(num_data, 4)
     found, count = jax.jit(lambda k: laplace_of_rows(k, minibatch, jnp.zeros(4), 0.0))(

@@ -57,6 +57,7 @@ def found_around(shape, gradient="plain", unequal=False):
     return mode, *_found(shape, mode, control, gradient, unequal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["plain", "control_variate"])
 def test_a_gaussian_posterior_is_left_to_the_mode(gradient):
     mode, around, spent = found_around(STRAIGHT, gradient)

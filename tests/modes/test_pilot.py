@@ -171,6 +171,7 @@ def test_center_and_scale_are_those_of_the_posterior():
     np.testing.assert_allclose(found.width * found.scale, 0.7, rtol=0.01)
 
 
+@pytest.mark.slow
 def test_units_of_a_prior_carry_over():
     found = in_ten_dimensions(in_units, 3 * UNITS, prior_scale=5 * UNITS)
     np.testing.assert_allclose(found.scale, UNITS, rtol=0.01)
@@ -188,6 +189,7 @@ def test_correlated_gaussian_has_its_axes():
     np.testing.assert_allclose(found.width * found.scale, 0.19**0.5, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_many_dimensions_use_the_diagonal():
     sd = jnp.logspace(-1, 1, 100)
 
@@ -293,6 +295,7 @@ def test_a_descent_that_has_not_arrived_is_no_mode():
     assert number_of_modes(found) == 1
 
 
+@pytest.mark.slow
 def test_starts_go_on_while_they_find_modes():
     """256 descents cannot find all modes, and there is room for them."""
     found = many_starts(grid, prior_scale=170.0)

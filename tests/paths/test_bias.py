@@ -40,6 +40,7 @@ def gaussian(x):
     return -0.5 * jnp.sum(x**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["multalmc", "clc", pytest.param("multcdiff", marks=pytest.mark.slow)]
 )

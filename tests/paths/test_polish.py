@@ -70,6 +70,7 @@ def test_exact_draws_stay_exact():
         assert 0.2 < end.acceptance_rate.mean() < 0.95
 
 
+@pytest.mark.slow
 def test_jumps_repair_the_weights_of_modes():
     end = run(np.tile(MEANS[0], (4000, 1)), 20, 20)
     share = (np.asarray(end.point.u)[:, 0] > 0).mean()

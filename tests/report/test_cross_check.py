@@ -152,6 +152,7 @@ def test_draws_that_are_wrong_do_not(spoil, data, laplace):
     assert not cross_check(tree, model, num_rows=4000, **data).agrees
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wide", "agrees"),
     [(1.0, True), pytest.param(1.5, False, marks=pytest.mark.slow)],

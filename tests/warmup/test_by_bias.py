@@ -56,6 +56,7 @@ def tuned_chains(precision, starts, options):
     return params, jax.vmap(one)(keys, starts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("correlation", [0.0, 0.7])
 def test_the_inflation_on_a_gaussian_is_the_one_predicted(dense, correlation):

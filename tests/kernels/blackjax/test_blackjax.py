@@ -86,7 +86,7 @@ CHAINS = {
 }
 
 
-SLOW = {"hmc", "barker", "ghmc", "mclmc", "adjusted_mclmc", "rmh"}
+SLOW = set(CHAINS) - {"mala"}
 each_chain = pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CHAINS],
@@ -205,6 +205,7 @@ def regression():
     return target, mean, np.sqrt(np.diag(covariance))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sgld", "sghmc", "sgnht"])
 def test_stochastic_gradients_reach_the_posterior(name, regression):
     target, mean, sd = regression
@@ -252,6 +253,7 @@ def stationary_bias(name, params, num_chains, num_steps, **options):
     return found.mean() - 1, found.std() / np.sqrt(num_chains)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "option", "values", "others", "num_chains", "num_steps"),
     [
@@ -298,6 +300,7 @@ def test_mclmc_bias_falls_at_least_with_the_square_of_the_step():
     assert coarse / fine > 4
 
 
+@pytest.mark.slow
 def test_sghmc_gains_a_variance_that_no_step_size_takes_away():
     """As BlackJAX has it, see the module: L / (L - 1) for trajectories of L steps.
 

@@ -137,6 +137,7 @@ def target_of(law):
     return lambda: target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "law",
     [
@@ -165,6 +166,7 @@ def test_mirror_langevin_has_the_moments_of_laws_with_a_boundary(law):
     np.testing.assert_allclose(x.std(0) / variance**0.5, 1, atol=0.08)
 
 
+@pytest.mark.slow
 def test_bias_has_its_stated_order_in_the_step():
     """Means of Gamma(2, 1) and Gamma(5, 1), at steps of 0.2 and 0.1.
 

@@ -170,6 +170,7 @@ def test_eight_schools_agrees_with_nuts():
     assert not np.any(info.is_divergent)
 
 
+@pytest.mark.slow
 def test_a_collapse_in_high_dimension_is_said():
     d = 50
     root = np.random.default_rng(d).normal(size=(d, d))

@@ -108,6 +108,7 @@ def test_gaussian_owners_have_the_law_of_the_full_data_chain(gaussian, visits):
     np.testing.assert_allclose(info.predicted_inflation, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_without_conducive_gradients_heterogeneous_owners_are_visibly_off(gaussian):
     target, mean, covariance = gaussian
     params = pilot(target).params | {"step_size": 0.4}
@@ -150,6 +151,7 @@ def test_warmup_predicts_what_owners_noise_does_without_conducive_gradients(gaus
     np.testing.assert_allclose(worst, expected * forgotten, rtol=0.3)
 
 
+@pytest.mark.slow
 def test_bias_halves_with_step_size(gaussian):
     # the excess h/4 / (1 - h/4) at h = 1.0 and 0.5: 1/3 and 1/7, ratio 2.33
     target, mean, covariance = gaussian
@@ -168,6 +170,7 @@ def test_bias_halves_with_step_size(gaussian):
     assert 1.5 < excess[0] / excess[1] < 3.3
 
 
+@pytest.mark.slow
 def test_owners_logistic_regression_is_within_its_stated_bias(logistic):
     target, mean, sd = logistic
     adapt = pilot(target)

@@ -18,6 +18,7 @@ from tests.paths.oracles import RING, assert_ring
 sample = partial(chains.sample, spec=SPEC)
 
 
+@pytest.mark.slow
 def test_modes_have_their_weights_and_the_cost_is_what_the_spec_says():
     states, info, params = sample(RING, num_warmup=20, num_samples=1000)
     assert_ring(states, info)

@@ -61,6 +61,7 @@ def test_narrow_base_is_told_to_the_user():
     assert multcdiff.SPEC.concerns({"base_scale": 1.0}) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["multalmc", pytest.param("multcdiff", marks=pytest.mark.slow)]
 )

@@ -404,6 +404,7 @@ def test_a_million_rows_are_sampled_without_bias_from_single_precision():
     assert float(info.num_grad_evals.sum()) < 200
 
 
+@pytest.mark.slow
 def test_rows_that_matter_more_are_drawn_more_often_where_batches_are_noisy():
     data, num_rare = rows_of_a_rare_column(), 8
     even, auto = found(data, sampling="uniform"), found(data)

@@ -67,6 +67,7 @@ def run(spec, target, mean, num_data, keys, num_transitions, static, params):
     return (np.asarray(state.position) - mean) * num_data**0.5, state, info
 
 
+@pytest.mark.slow
 def test_the_thermostat_takes_up_noise_that_is_alike_in_every_coordinate():
     # V = 10 in units of the posterior: BAOAB at friction 2 and h = 0.2 has variances of
     # 1.5; the thermostat's friction is A + hV/2 = 3

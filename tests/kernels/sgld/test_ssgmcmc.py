@@ -29,6 +29,7 @@ def gaussian():
     return Target(lambda x: 0.0, position=position, minibatch=Minibatch(2, terms))
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 @pytest.mark.parametrize("dropout", [pytest.param(None, marks=pytest.mark.slow), 0.5])
 def test_the_law_has_the_precision_without_the_blocks_between_groups(dropout):

@@ -234,6 +234,7 @@ def test_saga_has_the_law_of_the_recursion_with_its_table(name, target):
     check(u, stationary([with_table(dynamics, h)]))
 
 
+@pytest.mark.slow
 def test_importance_sampling_has_the_law_of_its_own_batches(target):
     h, importance = 0.4, np.array([1.0, 2.0, 1.0, 4.0, 1.0, 3.0])
     shares = row_shares(jnp.asarray(importance))
@@ -350,6 +351,7 @@ def test_baoab_bias_falls_with_the_square_of_the_step_away_from_gaussians():
     assert 2.5 < large / small < 6.5
 
 
+@pytest.mark.slow
 def test_without_memory_psgld_has_the_law_that_leaving_out_gamma_gives():
     # |g| = 1 + |x|, so that pi/G is (1 + |x|) exp(-|x| - x^2/2)
     target = one_dimensional(lambda x: jnp.abs(x) + 0.5 * x**2)

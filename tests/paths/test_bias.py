@@ -32,7 +32,7 @@ PARAMS = {
 SHORT = {
     "multalmc": {"num_levels": 2, "fast": "sk_rock", "num_stages": 4},
     "multcdiff": {"num_levels": 2, "num_fast_steps": 3},
-    "clc": {"num_looks": 2, "num_tilted_steps": 1},
+    "clc": {"num_looks": 2, "num_tilted_steps": 1, "restart": "look"},
 }
 
 

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from nutfree.paths.paths import annealed_path, noise_levels, observations_path
+from nutfree.paths.paths import (
+    annealed_path,
+    noise_levels,
+    observations_path,
+    overdamped_look,
+    underdamped_look,
+)
 from nutfree.paths.slow import (
     annealed_overdamped,
     annealed_underdamped,
@@ -281,7 +287,7 @@ def _observed(keys, base_scale, noise, num_observations, num_steps, step_size):
             base_scale=base_scale,
             noise=noise,
             num_steps=num_steps,
-            step_size=step_size,
+            look_step=underdamped_look(step_size),
         ).observation
 
     return jax.vmap(one)(keys)
@@ -323,3 +329,72 @@ def test_lag_of_the_observations_falls_with_their_steps():
     bias = [abs(observations_variance(24, 1.2, n, 1.4) / exact - 1) for n in (1, 2, 4)]
     assert bias[0] > 0.2
     assert max(bias[1:]) < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("separation", [4.0, 10.0, 26.0, 64.0])
+def test_observations_with_the_exact_denoiser_weigh_two_modes(separation):
+    """.8 and .2, within two standard errors of .0028: weights given the last mean."""
+    weights = jnp.array([0.8, 0.2])
+    scale = (1 + 0.16 * separation**2) ** 0.5
+    means = jnp.array([[-0.2, 0.0], [0.8, 0.0]]) * separation / scale
+    width = jnp.ones(2) / scale
+
+    def one(key):
+        end = observations_path(
+            key,
+            gaussian_mixture_denoiser(weights, means, width),
+            24,
+            dim=2,
+            base_scale=jnp.asarray(1.0),
+            noise=jnp.asarray(1.5),
+            num_steps=8,
+            look_step=underdamped_look(1.0),
+        )
+        variance = width**2 + end.noise**2
+        squares = jnp.sum((end.observation - means) ** 2, axis=1) / variance
+        return jax.nn.softmax(jnp.log(weights) - 0.5 * squares)[0]
+
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    near = np.asarray(jax.jit(jax.vmap(one))(keys))
+    error = near.std() / len(near) ** 0.5
+    print(f"separation {separation}: {near.mean():.4f}, standard error {error:.4f}")
+    assert abs(near.mean() - 0.8) < 2 * error
+
+
+def test_all_observations_at_once_are_one_of_their_noise():
+    """The mean of three of them, moved one by one in R^3, moves as one does."""
+    sigma, count = 1.5, 3
+    look_step = underdamped_look(1.0)
+    rng = np.random.default_rng(0)
+    y, velocity, xi = rng.standard_normal((3, count))
+    mean = y.mean()
+    pull = SD**2 / (SD**2 + sigma**2 / count) * mean
+    move, _ = look_step(xi, velocity, (pull - y) / sigma)
+    s = sigma / count**0.5
+    of_mean = [count**0.5 * part.mean() for part in (xi, velocity)]
+    together, _ = look_step(*of_mean, (pull - mean) / s)
+    assert float(s * together) == pytest.approx(float((sigma * move).mean()), rel=1e-5)
+
+
+def test_overdamped_observations_have_their_variance():
+    """Of one observation with the exact D; five errors."""
+
+    def one(key):
+        return observations_path(
+            key,
+            gaussian_mixture_denoiser(*GAUSSIAN),
+            1,
+            dim=1,
+            base_scale=1.0,
+            noise=jnp.asarray(0.5),
+            num_steps=40,
+            look_step=overdamped_look(0.1),
+        ).observation
+
+    draws = np.asarray(jax.vmap(one)(jax.random.split(jax.random.key(2), 20_000)))
+    # y' = y - (1 - decay) y/2 + noise: the law of the recursion, not of the limit
+    decay = np.exp(-0.1)
+    factor = 1 - (1 - decay) * (1 - SD**2 / (SD**2 + 0.25))
+    expected = 0.25 * (1 - decay**2) / (1 - factor**2)
+    assert abs(draws.var() / expected - 1) < 5 * (2 / 20_000) ** 0.5 + 0.02

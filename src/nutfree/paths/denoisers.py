@@ -14,6 +14,9 @@ import jax.numpy as jnp
 from nutfree.numerics.evaluation import counted_value, counted_value_and_grad
 from nutfree.target import LogDensity
 
+#: Noises s that D may be from m along a coordinate; it rarely is as many as four.
+FARTHEST = 4.0
+
 
 class Estimate(NamedTuple):
     """What a path asks of an observation m = X + s z, with z = (normal) / sqrt(g).
@@ -57,13 +60,17 @@ def without_carry(estimate: Callable) -> Denoiser:
 
 
 def plug_in(logdensity: LogDensity) -> Denoiser:
-    """m + s^2 grad log pi(m), right when s is small. One gradient."""
+    """m + s^2 grad log pi(m), right when s is small. One gradient.
+
+    Where s is not small it can be far off, and is kept within `FARTHEST` s of m.
+    """
     evaluate = counted_value_and_grad(logdensity)
 
     def estimate(rng_key, m, s, count):
         del rng_key
         _, grad, count = evaluate(m, count)
-        return m + s**2 * grad, count
+        pull = jnp.nan_to_num(s**2 * grad)
+        return m + jnp.clip(pull, -FARTHEST * s, FARTHEST * s), count
 
     return without_carry(estimate)
 

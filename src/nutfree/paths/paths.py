@@ -4,6 +4,7 @@ A path is walked with any denoiser, an estimate of D(m, s) = E[X | X + s z = m].
 the exact D what remains is the path's own error, of the discretised dynamics.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,26 @@ import jax.numpy as jnp
 from nutfree.numerics.langevin import baoab_step
 from nutfree.paths.denoisers import Denoiser
 from nutfree.paths.slow import FRICTION, Level, Slow
+
+#: `(xi, velocity, force) -> (displacement, velocity)` of an observation, in units of
+#: sigma, with standard normal xi and the force of a density of unit variance.
+type LookStep = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def underdamped_look(step_size: float) -> LookStep:
+    """`baoab_step` with critical friction; stable below two."""
+    return lambda xi, velocity, force: baoab_step(
+        xi, velocity, force, step_size, FRICTION
+    )
+
+
+def overdamped_look(step_size: float) -> LookStep:
+    """The exact step of time h towards a D that stays where it is; any h is stable."""
+    decay = math.exp(-step_size)
+    return lambda xi, velocity, force: (
+        (1 - decay) * force + (1 - decay**2) ** 0.5 * xi,
+        velocity,
+    )
 
 
 class PathEnd(NamedTuple):
@@ -122,8 +143,8 @@ def observations_path(
     dim: int,
     base_scale: jax.Array,
     noise: jax.Array,
-    num_steps: int,
-    step_size: float,
+    num_steps: int | jax.Array,
+    look_step: LookStep,
 ) -> PathEnd:
     """Draw observations y_m = X + sigma z_m, m = 1...M, each given the earlier ones.
 
@@ -132,8 +153,12 @@ def observations_path(
 
         grad log p(y_m | y_1...y_(m-1)) = (D(ybar_m, sigma/sqrt(m)) - y_m) / sigma^2,
 
-    and each is drawn by underdamped Langevin, `baoab_step`, that starts from the last
-    observation and its velocity.
+    and each is drawn by Langevin steps that start from the last observation and its
+    velocity.
+
+    All M at once, in R^(M d), is the same with one observation of noise sigma/sqrt(M):
+    the score of each is (D(ybar_M, sigma/sqrt(M)) - y_m)/sigma^2, so that the mean of
+    all, and sqrt(M) times the mean of their velocities, move as one observation does.
 
     Args:
         rng_key: a key.
@@ -143,8 +168,7 @@ def observations_path(
         base_scale: the standard deviation of the posterior, where the first starts.
         noise: sigma, an array, whose type the path has.
         num_steps: Langevin steps for each observation.
-        step_size: in units of sigma, the standard deviation of an observation; stable
-            below two.
+        look_step: what they are.
     """
     first_key, velocity_key, path_key = jax.random.split(rng_key, 3)
     shape, dtype = (dim,), noise.dtype
@@ -164,7 +188,7 @@ def observations_path(
             )
             force = (estimate.mean - y) / noise
             xi = jax.random.normal(noise_key, shape, dtype)
-            move, velocity = baoab_step(xi, velocity, force, step_size, FRICTION)
+            move, velocity = look_step(xi, velocity, force)
             return y + noise * move, velocity, state, count
 
         y, velocity, state, count = jax.lax.fori_loop(

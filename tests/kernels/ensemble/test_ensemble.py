@@ -18,7 +18,13 @@ from nutfree.diagnostics.evidence import pareto_k
 from nutfree.diagnostics.limits import MAX_PARETO_K
 from nutfree.hosts import chain
 from nutfree.kernels.ensemble import ensemble, moves
-from nutfree.kernels.ensemble.student import draw, fit, log_density, one_component
+from nutfree.kernels.ensemble.student import (
+    draw,
+    fit,
+    log_density,
+    one_component,
+    together,
+)
 
 LOG_2PI = np.log(2 * np.pi)
 
@@ -100,6 +106,21 @@ def test_eight_modes_have_their_weights(d):
 
 
 @pytest.mark.slow
+def test_a_thin_curved_ridge_is_followed_to_its_ends():
+    """x0 of sd 1, x1 = 10 (x0^2 - 1) + noise; 1 % of it lies beyond |x0| = 2.576."""
+
+    def logdensity(x):
+        return -0.5 * x[0] ** 2 - 0.5 * (x[1] - 10 * (x[0] ** 2 - 1)) ** 2
+
+    x, _, _ = run(logdensity, 2, 8, 20_000)
+    assert_mean(np.mean(np.abs(x[..., 0]) > 2.5758, axis=1), 0.01)
+    assert_mean(x[..., 0].mean(1), 0.0)
+    assert_mean((x[..., 0] ** 2).mean(1), 1.0)
+    # each chain for itself: some 2,000 effective draws, five errors
+    assert np.all(np.abs((x[..., 0] ** 2).mean(1) - 1) < 5 * (2 / 2000) ** 0.5)
+
+
+@pytest.mark.slow
 def test_a_correlated_gaussian_in_twenty_dimensions():
     d = 20
     scales = np.geomspace(0.3, 3, d)
@@ -129,21 +150,27 @@ def test_in_sixty_dimensions_differences_alone_are_right():
     assert "No mixture" in said[0]
 
 
-@pytest.mark.parametrize("kind", ["evolution", "snooker"])
-def test_moves_by_differences_leave_a_law_invariant(kind, monkeypatch):
+@pytest.mark.parametrize("kind", ["evolution", "snooker", "within"])
+def test_moves_leave_a_law_invariant(kind, monkeypatch):
     """20,000 exact draws of a law in three dimensions, each moved ten times.
 
     Five standard errors, twice: false alarms below 1e-6.
     """
     snooker = 1.0 if kind == "snooker" else 0.0
     monkeypatch.setattr(moves, "SNOOKER_PROBABILITY", snooker)
+    root = jnp.asarray([[1.0, 0, 0], [0.5, 0.8, 0], [0, 0.3, 0.4]])
+    far = one_component(jnp.full(3, -1.0), 0.5 * jnp.eye(3), 2)
+    mixture = together(one_component(jnp.ones(3), root, 2), far, 0.3)
     archive = jax.random.normal(jax.random.key(1), (10, 3)) + 0.5
     n = 20_000
 
     def moved(key, x):
         def step(x, key):
             keys = jax.random.split(key)
-            proposal = moves.propose(keys[0], x, archive, jnp.ones(()))
+            if kind == "within":
+                proposal = moves.propose_within(keys[0], x, mixture)
+            else:
+                proposal = moves.propose(keys[0], x, archive, jnp.ones(()))
             log_ratio = 0.5 * jnp.sum(x**2 - proposal.x**2) + proposal.log_jacobian
             accepted = jnp.log(jax.random.uniform(keys[1])) < log_ratio
             return jnp.where(accepted, proposal.x, x), accepted

@@ -7,7 +7,8 @@ weights. Both are then frozen, and every step is Metropolis-Hastings, with one p
 
 - with probability `global_probability`, x' from q, accepted with probability
   min(1, pi(x') q(x) / (pi(x) q(x')));
-- else by differential evolution or a snooker update (`nutfree.kernels.ensemble.moves`).
+- else by differential evolution, a snooker update, or a walk by the shape of q
+  (`nutfree.kernels.ensemble.moves`).
 
 Where q does not reach the posterior, as in high dimension, an ensemble moved by its own
 differences makes the archive, and all steps are of the second kind.
@@ -26,7 +27,13 @@ import jax
 import jax.numpy as jnp
 
 from nutfree.facts import no_gradient
-from nutfree.kernels.ensemble.moves import Ensemble, follow, propose, sweep
+from nutfree.kernels.ensemble.moves import (
+    Ensemble,
+    follow,
+    propose,
+    propose_within,
+    sweep,
+)
 from nutfree.kernels.ensemble.student import draw, log_density
 from nutfree.kernels.ensemble.tempering import (
     Fit,
@@ -47,6 +54,8 @@ MAX_COMPONENTS_TIMES_DIM = 192
 GOOD_ACCEPTANCE = 0.2
 #: Acceptance of q below which it is not proposed.
 LEAST_ACCEPTANCE = 0.02
+#: Share of the other steps that walk by the mixture's shape.
+WITHIN_PROBABILITY = 0.5
 #: Sweeps of the ensemble where q fails: a first part, and one for each coordinate.
 NUM_SWEEPS, SWEEPS_PER_DIM = 100, 4
 #: Transitions over which the step size comes to rest.
@@ -136,9 +145,12 @@ def build_kernel(options=Options()):
 
         def step(i, carry):
             x, value, at_x, info = carry
-            keys = jax.random.split(jax.random.fold_in(rng_key, i), 4)
+            keys = jax.random.split(jax.random.fold_in(rng_key, i), 6)
             is_global = jax.random.uniform(keys[0]) < global_probability
             local = propose(keys[1], x, archive, step_size)
+            is_within = jax.random.uniform(keys[4]) < within_probability
+            within = propose_within(keys[5], x, mixture)
+            local = select(is_within, within, local)
             y = jnp.where(is_global, draw(keys[2], mixture), local.x)
             raw = jnp.asarray(logdensity(y), value.dtype)
             new, at_y = finite_or_zero_density(raw), log_q(y)
@@ -159,6 +171,8 @@ def build_kernel(options=Options()):
             )
             return x, value, at_x, info
 
+        # where the mixture is not proposed, its shape is not trusted either
+        within_probability = WITHIN_PROBABILITY * (global_probability > 0)
         value = jnp.asarray(state.logdensity)
         none, zero = jnp.full_like(value, jnp.nan), jnp.asarray(0)
         at_x = jnp.where(jnp.isnan(state.log_proposal), log_q(x), state.log_proposal)

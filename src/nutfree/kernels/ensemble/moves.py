@@ -5,8 +5,12 @@
 - The snooker update, ter Braak and Vrugt, Statistics and Computing 18, 2008:
   x' = x + g e (e'(a - b)) along the line e from z to x, z of the archive; accepted on
   the ratio of pi times (|x' - z| / |x - z|)^(d - 1).
+- A walk by the shape of the mixture where it is: x' = x + g L_k xi, k drawn with the
+  share r_k(x) of component k in q(x); accepted on the ratio of pi times that of
+  sum_k r_k(.) N(x' - x; 0, g^2 C_k). It follows a curved ridge, where differences of
+  the whole ensemble lead off it.
 
-While the archive stays as it is, both leave pi invariant.
+While the archive and the mixture stay as they are, all leave pi invariant.
 """
 
 from collections.abc import Callable
@@ -14,6 +18,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from nutfree.kernels.ensemble.student import StudentMixture, components
 
 #: Probability of a whole difference, which leads from mode to mode, and of a snooker.
 WHOLE_PROBABILITY, SNOOKER_PROBABILITY = 0.1, 0.1
@@ -62,6 +68,22 @@ def propose(rng_key, x, archive, step_size) -> Proposal:
         jnp.where(snooker, (d - 1) * stretch, 0.0).astype(x.dtype),
         ~(snooker | whole),
     )
+
+
+def propose_within(rng_key, x, mixture: StudentMixture) -> Proposal:
+    """Propose a walk by the shape that the mixture has at `x`, `(d,)`."""
+    which_key, noise_key = jax.random.split(rng_key)
+    size = 2.38 / x.size**0.5
+    here, _ = components(mixture, x[None])
+    k = jax.random.categorical(which_key, here[0])
+    noise = jax.random.normal(noise_key, x.shape, x.dtype)
+    move = size * mixture.root[k] @ noise
+    there, _ = components(mixture, (x + move)[None])
+    squares = jnp.sum((mixture.whitening @ move) ** 2, axis=-1) / size**2
+    toward = -0.5 * squares - mixture.log_det
+    log_jacobian = jax.nn.logsumexp(jax.nn.log_softmax(there[0]) + toward)
+    log_jacobian = log_jacobian - jax.nn.logsumexp(jax.nn.log_softmax(here[0]) + toward)
+    return Proposal(x + move, log_jacobian.astype(x.dtype), jnp.asarray(False))
 
 
 class Ensemble(NamedTuple):

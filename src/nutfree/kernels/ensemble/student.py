@@ -74,10 +74,10 @@ def draw(rng_key, mixture: StudentMixture) -> jax.Array:
 
 def log_density(mixture: StudentMixture, x: jax.Array) -> jax.Array:
     """log q at points `(n, d)`, normalised; shape `(n,)`."""
-    return jax.nn.logsumexp(_components(mixture, x)[0], axis=1)
+    return jax.nn.logsumexp(components(mixture, x)[0], axis=1)
 
 
-def _components(mixture: StudentMixture, x) -> tuple[jax.Array, jax.Array]:
+def components(mixture: StudentMixture, x) -> tuple[jax.Array, jax.Array]:
     """Log density of each component, weight included, and squared distances, (n, K)."""
     d = x.shape[1]
     shift = jnp.einsum("kij,kj->ki", mixture.whitening, mixture.center)
@@ -164,7 +164,7 @@ def _em(x, weights, mixture, covariance, num_steps: int) -> StudentMixture:
     prior_points = d + 1.0
 
     def step(_, mixture: StudentMixture) -> StudentMixture:
-        logs, squares = _components(mixture, x)
+        logs, squares = components(mixture, x)
         shares = weights[:, None] * jax.nn.softmax(logs, axis=1)
         pull = shares * (DEGREES + d) / (DEGREES + squares)
         total, mass = jnp.sum(pull, axis=0), jnp.sum(shares, axis=0)

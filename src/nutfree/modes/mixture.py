@@ -181,7 +181,9 @@ def draw_given_observation(rng_key, modes: Modes, m: jax.Array, s) -> jax.Array:
     variance = 1.0 / (mode.width**-2.0 + s**-2.0)
     xi = jax.random.normal(noise_key, m.shape, m.dtype)
     z = variance / s**2 * into_axes(mode.axes, m - mode.center)
-    return mode.center + out_of_axes(mode.axes, z + jnp.sqrt(variance) * xi)
+    # turned, so that the order and the signs of the axes do not matter
+    z = z + jnp.sqrt(variance) * into_axes(mode.axes, xi)
+    return mode.center + out_of_axes(mode.axes, z)
 
 
 def heavy_log_density_at(
@@ -205,5 +207,6 @@ def heavy_draw(rng_key, modes: Modes, k: jax.Array) -> jax.Array:
     mode = mode_at(modes, k)
     noise = jax.random.normal(noise_key, mode.center.shape, mode.center.dtype)
     normals = jax.random.normal(tail_key, (DEGREES,), mode.center.dtype)
-    z = noise * jnp.sqrt(DEGREES / jnp.sum(normals**2))
+    # turned, as above
+    z = into_axes(mode.axes, noise) * jnp.sqrt(DEGREES / jnp.sum(normals**2))
     return mode.center + out_of_axes(mode.axes, mode.width * z)

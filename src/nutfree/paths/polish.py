@@ -234,6 +234,8 @@ def _with_move(tally: _Tally, kind: _MoveKind, rate, part, value) -> _Tally:
 
 def _langevin(point: Point, mode: Mode, step_size, noise) -> jax.Array:
     drift = 0.5 * step_size * mode.width * into_axes(mode.axes, point.grad)
+    # the noise is turned, so that the order and the signs of the axes do not matter
+    noise = into_axes(mode.axes, noise)
     move = mode.width * (drift + jnp.sqrt(step_size) * noise)
     return point.u + out_of_axes(mode.axes, move)
 

@@ -36,7 +36,7 @@ import signal, sys, warnings
 import numpy as np, numpyro, numpyro.distributions as dist, nutfree as nf
 warnings.simplefilter("ignore")
 signal.signal(signal.SIGINT, signal.default_int_handler)
-name, num_samples, folder, out = sys.argv[1:]
+name, num_samples, folder, out, kept = sys.argv[1:]
 y = np.random.default_rng(0).normal(1, 1, 200).astype(np.float32)
 
 def model(y):
@@ -47,22 +47,24 @@ def model(y):
 
 try:
     tree = nf.sample(nf.kernel(name, model), y, num_warmup=200, num_chains=2,
-                     num_samples=int(num_samples), checkpoint=folder)
+                     num_samples=int(num_samples), **{kept: folder})
     np.save(out, tree["posterior"]["mu"].values)
 except KeyboardInterrupt:
     pass
 """
 
 
-def _child(name: str, num_samples: int, folder: Path, out: Path) -> subprocess.Popen:
-    arguments = [name, str(num_samples), str(folder), str(out)]
+def _child(
+    name: str, num_samples: int, folder: Path, out: Path, kept: str = "checkpoint"
+) -> subprocess.Popen:
+    arguments = [name, str(num_samples), str(folder), str(out), kept]
     return subprocess.Popen(
         [sys.executable, "-c", _CHILD, *arguments], stderr=subprocess.PIPE, text=True
     )
 
 
-def _finished(*arguments) -> np.ndarray | None:
-    process = _child(*arguments)
+def _finished(*arguments, kept: str = "checkpoint") -> np.ndarray | None:
+    process = _child(*arguments, kept=kept)
     error = process.communicate()[1]
     if process.returncode not in (0, 128 + signal.SIGTERM) or "Traceback" in error:
         raise RuntimeError(error)
@@ -122,6 +124,22 @@ def _killed(name: str, folder: Path, whole: np.ndarray, moments: int) -> Iterato
         process.kill()
         process.communicate()
         yield _outcome(lambda r=run, o=out: _resumed(name, r, o, whole), whole)
+
+
+def _killed_store(folder: Path, whole: np.ndarray, moments: int) -> Iterator[str]:
+    """A kill some time after the first draws; then what is read, and what goes on."""
+    for moment in range(moments):
+        run, out = folder / f"{moment}.zarr", folder / f"{moment}.npy"
+        process = _child("mala", whole.shape[1], run, out, kept="store")
+        while process.poll() is None and not (run / "zarr.json").exists():
+            time.sleep(0.005)
+        time.sleep(0.1 * moment)
+        process.kill()
+        process.communicate()
+        yield _outcome(lambda r=run: _draws_of(r), whole)
+        out.unlink(missing_ok=True)
+        arguments = ("mala", whole.shape[1], run, out)
+        yield _outcome(lambda a=arguments: _finished(*a, kept="store"), whole)
 
 
 def _damaged(run: Path, whole: np.ndarray, tries: int) -> Iterator[str]:
@@ -257,6 +275,8 @@ def run(quick: bool = False) -> pd.DataFrame:
             moments = 2 if quick else 10
             killed = Counter(_killed(name, folder, whole, moments))
             rows[f"kill -9, and the run after it: {name}"] = killed
+        killed = Counter(_killed_store(folder, mala, 2 if quick else 10))
+        rows["kill -9, the store, and the run after it"] = killed
         rows["a file damaged at random"] = Counter(_damaged(kept, mala, tries))
         rows["a piece forged"] = Counter(_forged(kept, mala))
         rows["no room on the disk, and after"] = Counter(_without_room(folder, quick))

@@ -183,6 +183,18 @@ def _interrupted(monkeypatch, after):
     )
 
 
+def test_a_log_file_tells_how_the_draws_are_so_far(monkeypatch, capsys):
+    monkeypatch.setattr(host, "LINE_SECONDS", -1.0)
+    settings = {"num_warmup": 25, "num_samples": 60, "num_chains": 2}
+    nf.sample(nf.kernel("toy", regression), **DATA, **settings)
+    lines = capsys.readouterr().err.splitlines()
+    phases = ("start and pilot", "compile", "warm-up", "draws", "judging")
+    assert all(any(f"nutfree: {phase}," in line for line in lines) for phase in phases)
+    found = [line for line in lines if "of 85 transitions" in line and "ESS" in line]
+    for word in ("step size", "divergences", "R-hat"):
+        assert word in found[-1]
+
+
 def test_an_interrupt_keeps_the_draws_made_so_far(monkeypatch):
     with pytest.warns(UserWarning, match="35 of 100 draws"):
         tree = _interrupted(monkeypatch, after=20 + 7)

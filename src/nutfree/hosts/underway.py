@@ -150,12 +150,12 @@ def in_words(run: Run, field: str) -> str:
         field: of the draws, that which is the position.
     """
     said = []
-    for field, name in (
+    for number, name in (
         ("adapt_state.step_size", "step size"),
         ("mean_accept_prob", "acceptance"),
     ):
-        if has_field(run.state, field):
-            value = float(np.mean(attrgetter(field)(run.state)))
+        if has_field(run.state, number):
+            value = float(np.mean(attrgetter(number)(run.state)))
             said += [] if math.isnan(value) else [f"{name} {value:.2g}"]
     if run.draws:
         said.append(f"{run.draws.diverging} divergences")

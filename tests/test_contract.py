@@ -170,7 +170,7 @@ def test_a_transition_of_several_chains_leaves_a_state_of_the_same_types(program
     assert jax.tree.map(types, before) == jax.tree.map(types, after)
 
 
-@on_programs(*(kernel_param(n, quick=n in {"mala", "sgld", "rbmumla"}) for n in SPECS))
+@on_programs(*(kernel_param(n, quick=n in {"mala", "sgld"}) for n in SPECS))
 def test_numpyros_mcmc_makes_the_draws_of_the_core(program):
     kernel = NutfreeKernel(program.spec, program.target(), options=program.given)
     mcmc = MCMC(kernel, num_warmup=NUM_WARMUP, num_samples=3, progress_bar=False)
@@ -212,7 +212,7 @@ def _ravel(position) -> jax.Array:
 @pytest.mark.parametrize(
     ("name", "template", "precision"),
     [
-        kernel_param(n, t, precision, quick=n in KINDS and precision in quick)
+        kernel_param(n, t, precision, quick=n in QUICK_SCALARS and precision in quick)
         for n in SPECS
         for t in templates_for(SPECS[n])
         for quick in [("float32", "float64") if t == "dict" else ("float32",)]
@@ -236,7 +236,7 @@ def test_draws_have_the_structure_and_precision_of_the_position(
 @pytest.mark.parametrize(
     ("name", "template"),
     [
-        kernel_param(n, t, quick=n == "mala" or (t == "scalar" and n in QUICK_SCALARS))
+        kernel_param(n, t, quick=n == "mala")
         for n in SPECS
         for t in ("scalar", "d=100")
         if t in templates_for(SPECS[n])

@@ -104,7 +104,7 @@ def rank(name, frontends, key):
 
 @pytest.mark.parametrize(
     "name",
-    [n if n == "mala" else pytest.param(n, marks=pytest.mark.slow) for n in CHAINS],
+    [pytest.param(n, marks=pytest.mark.slow) for n in CHAINS],
 )
 def test_ranks_of_the_truth_are_uniform(name, frontends):
     """Two chi-square tests at 1e-3 each, for each kernel."""

@@ -135,6 +135,7 @@ def test_any_pytree_of_a_potential(kind, tmp_path):
     tree.to_netcdf(tmp_path / "run.nc")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [SA, BarkerMH])
 def test_other_numpyro_kernels(sampler):
     tree = to_arviz(run(sampler(regression), Y))

@@ -71,7 +71,9 @@ def half_done(tmp_path_factory, toys):
     [
         pytest.param("nuts", {}, (14,), marks=pytest.mark.slow),
         ("toy", {"thinning": 4}, (4, 12)),
-        ("toy", {"chain_method": "parallel"}, (14,)),
+        pytest.param(
+            "toy", {"chain_method": "parallel"}, (14,), marks=pytest.mark.slow
+        ),
         ("toy.rows", {"num_chains": 1}, (14,)),
         (
             "toy.independent",

@@ -157,6 +157,7 @@ def test_annealed_path_is_exact_once_the_levels_are_many():
     assert abs(draws.var() / expected - 1) < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "law"),
     [
@@ -191,7 +192,9 @@ def test_reverse_bias_halves_as_the_levels_double():
             assert 1.8 < coarse / fine < 2.2
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize(
+    "schedule", ["linear", pytest.param("cosine", marks=pytest.mark.slow)]
+)
 def test_every_schedule_goes_from_the_first_noise_to_the_last(schedule):
     levels = to_a_twentieth(64, schedule)
     np.testing.assert_allclose(np.asarray(levels)[[0, -1]], [3.0, 0.05], rtol=1e-4)

@@ -57,6 +57,7 @@ def test_ula_has_the_variance_of_its_discretised_chain(preconditioner):
     np.testing.assert_allclose(correlation, 0.0, atol=0.12)
 
 
+@pytest.mark.slow
 def test_ula_bias_halves_with_the_step_size():
     """Bias h/4 of the variance; 30,000 chains have a standard error of 0.005."""
     inflation = []

@@ -237,6 +237,7 @@ def target(skewed):
     return logistic_target(tuple(jnp.asarray(a, jnp.float32) for a in skewed[0]))
 
 
+@pytest.mark.slow
 def test_the_pilot_alone_gives_a_kernel_that_is_within_its_stated_bias(skewed, tuned):
     data, mean, sd = skewed
     draws, info = sample(data, tuned)

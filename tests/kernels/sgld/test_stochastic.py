@@ -141,6 +141,7 @@ def dynamics_of(*quick):
     return pytest.mark.parametrize("name", names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DYNAMICS)
 def test_plain_gradients_have_the_law_of_the_random_recursion(name, target):
     dynamics, settings, h = DYNAMICS[name]

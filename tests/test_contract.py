@@ -41,7 +41,7 @@ def on_programs(*params):
 
 
 #: Kernels by the density, by rows, by owners.
-QUICK_SCALARS = {"mala", "sgld", "fsgld"}
+BY_INPUT = {"mala", "sgld", "fsgld"}
 #: One of a kind, and what users are told to take first.
 QUICK = KINDS | {n for n, spec in SPECS.items() if spec.recommended}
 each_kernel = on_programs(*(kernel_param(n, quick=n in QUICK) for n in SPECS))
@@ -212,7 +212,7 @@ def _ravel(position) -> jax.Array:
 @pytest.mark.parametrize(
     ("name", "template", "precision"),
     [
-        kernel_param(n, t, precision, quick=n in QUICK_SCALARS and precision in quick)
+        kernel_param(n, t, precision, quick=n in BY_INPUT and precision in quick)
         for n in SPECS
         for t in templates_for(SPECS[n])
         for quick in [("float32", "float64") if t == "dict" else ("float32",)]

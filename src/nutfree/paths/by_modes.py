@@ -59,7 +59,9 @@ def by_modes(
 
         def noise(key):
             xi = jax.random.normal(key, m.shape, m.dtype)
-            return out_of_axes(mode.axes, jnp.sqrt(variance) * xi)
+            # turned, so that the order and the signs of the axes do not matter
+            turned = jnp.sqrt(variance) * into_axes(mode.axes, xi)
+            return out_of_axes(mode.axes, turned)
 
         def add_step(i, carry):
             y, total, count = carry

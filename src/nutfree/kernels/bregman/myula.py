@@ -26,7 +26,9 @@ from nutfree.kernels.bregman.envelopes import (
     counted_envelope,
     smoothed,
     smoothed_log_density,
+    term_scales,
 )
+from nutfree.kernels.bregman.predicted import EULER, Prediction, unknown
 from nutfree.kernels.bregman.unadjusted import (
     UnadjustedInfo,
     gradients,
@@ -86,6 +88,7 @@ def build_kernel(options=Options()) -> Callable:
     `relaxation` asks for (`transition_length`); `smoothing` is lambda / gamma; and
     `inverse_mass_matrix` is C, of shape `(d, d)`, `(d,)` or a scalar. Where `adjusted`
     is true, as in warm-up, a step is accepted as in MALA on the smoothed target.
+    `predicted` is the `Prediction` of the bias, or None.
     """
     del options
 
@@ -99,12 +102,12 @@ def build_kernel(options=Options()) -> Callable:
         inverse_mass_matrix=1.0,
         relaxation=1.0,
         adjusted=False,
+        predicted=None,
     ) -> tuple[MYULAState, UnadjustedInfo]:
         z, unravel = ravel_pytree(state.position)
         metric = jnp.asarray(inverse_mass_matrix, z.dtype)
-        variances = jnp.diag(metric) if metric.ndim == 2 else metric
-        scales = unravel(jnp.broadcast_to(jnp.sqrt(variances), z.shape))
         lambda_, h, factor = smoothing * step_size, 2 * step_size, root(metric)
+        scales = term_scales(logdensity_fn.split, state.position, factor)
 
         def smooth(term, x, scale):
             return smoothed(term, x, lambda_, scale)
@@ -123,37 +126,49 @@ def build_kernel(options=Options()) -> Callable:
             return MYULAState(position, logdensity, value, gradient), log_ratio, count
 
         length = transition_length(step_size, num_steps, relaxation)
-        return transition(rng_key, state, length, adjusted, propose)
+        inflation = inflation_at(predicted, step_size, z.dtype)
+        return transition(rng_key, state, length, adjusted, propose, inflation)
 
     return kernel
+
+
+def inflation_at(predicted: Prediction | None, step_size, dtype) -> jax.Array:
+    predicted = unknown(dtype) if predicted is None else predicted
+    return jnp.asarray(predicted(step_size), dtype)
 
 
 def _flat(tree) -> jax.Array:
     return ravel_pytree(tree)[0]
 
 
+def observe(position, target):
+    """The coordinates, which have no boundaries."""
+    del target
+    return _flat(position), jnp.zeros(1)
+
+
+def metric_of(found, observed):
+    """C, and the largest variance that the coordinates have in it."""
+    factor = found["factor"]
+    covariance = observed.coordinates.invertible_covariance()
+    if factor.ndim == 1:
+        variances = covariance if covariance.ndim == 1 else jnp.diag(covariance)
+        relaxation = jnp.max(variances / factor**2)
+        return {"inverse_mass_matrix": factor**2, "relaxation": relaxation}
+    white = jnp.linalg.solve(factor, jnp.linalg.solve(factor, covariance).T)
+    relaxation = jnp.max(jnp.linalg.eigvalsh(white))
+    return {"inverse_mass_matrix": factor @ factor.T, "relaxation": relaxation}
+
+
 def warmup(options=Options()) -> Warmup:
-    def observe(position, target):
-        del target
-        return _flat(position), jnp.zeros(1)
-
-    def metric(found, observed):
-        factor = found["factor"]
-        covariance = observed.coordinates.invertible_covariance()
-        if factor.ndim == 1:
-            relaxation = jnp.max(jnp.diag(covariance) / factor**2)
-            return {"inverse_mass_matrix": factor**2, "relaxation": relaxation}
-        white = jnp.linalg.solve(factor, jnp.linalg.solve(factor, covariance).T)
-        relaxation = jnp.max(jnp.linalg.eigvalsh(white))
-        return {"inverse_mass_matrix": factor @ factor.T, "relaxation": relaxation}
-
     return unadjusted_warmup(
         init,
         build_kernel(),
         observe,
-        metric,
+        metric_of,
         options.smoothing or SMOOTHING,
         options.num_pilot,
+        EULER,
         mirrored=False,
     )
 
@@ -170,8 +185,10 @@ SPEC = KernelSpec(
     needs=("split",),
     suits=non_smooth,
     guarantee="biased",
+    collects=("predicted_inflation",),
     bias="of order step_size, and of the smoothing lambda = smoothing * step_size: a "
-    "smaller step_size reduces both; the kernel Stein discrepancy shows it. Where the "
+    "smaller step_size reduces both; predicted_inflation and the kernel Stein "
+    "discrepancy show it, and 'marbmumla' has none at fewer gradients. Where the "
     "gradient on the sampling space grows faster than linearly, as of small shares "
     "of a simplex, the chain can run away, which divergences show",
     # the envelope of a Laplace term errs by lambda^2 / 3 of its mass at the kink

@@ -29,9 +29,10 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from nutfree.kernels.bregman import myula
-from nutfree.kernels.bregman.envelopes import counted_envelope
+from nutfree.kernels.bregman.envelopes import counted_envelope, term_scales
 from nutfree.kernels.bregman.mirror import Euclidean
-from nutfree.kernels.bregman.myula import SMOOTHING
+from nutfree.kernels.bregman.myula import SMOOTHING, inflation_at
+from nutfree.kernels.bregman.predicted import EULER
 from nutfree.kernels.bregman.space import Values, space_of
 from nutfree.kernels.bregman.unadjusted import (
     UnadjustedInfo,
@@ -112,12 +113,20 @@ def build_kernel(options=Options()) -> Callable:
         center=0.0,
         relaxation=1.0,
         adjusted=False,
+        predicted=None,
     ) -> tuple[RBMUMLAState, UnadjustedInfo]:
         space = space_of(logdensity_fn, options.geometry)
         scales = _filled(jnp.sqrt(inverse_mass_matrix), state.values)
         centers = _filled(center, state.values)
         mirrors = {name: space.mirror(name, scales, centers) for name in scales}
-        evaluate = counted_envelope(space.log_densities(smoothing * step_size, mirrors))
+        composed = {}
+        if space.is_flat:
+            sds = ravel_pytree(scales)[0]
+            found = term_scales(logdensity_fn.split, state.position, sds)
+            composed = {k: v for k, v in found.items() if k not in mirrors}
+        evaluate = counted_envelope(
+            space.log_densities(smoothing * step_size, mirrors, composed)
+        )
 
         def propose(key, state, count):
             x, grad = state.values, state.smoothed_grad
@@ -132,7 +141,8 @@ def build_kernel(options=Options()) -> Callable:
             return moved, log_ratio, count
 
         length = transition_length(step_size, num_steps, relaxation)
-        return transition(rng_key, state, length, adjusted, propose)
+        inflation = inflation_at(predicted, step_size, jnp.result_type(float))
+        return transition(rng_key, state, length, adjusted, propose, inflation)
 
     return kernel
 
@@ -183,9 +193,11 @@ def warmup(options=Options()) -> Warmup:
     def metric(found, observed):
         del found
         covariance = observed.coordinates.invertible_covariance()
-        variances = jnp.diag(covariance)
-        sd = jnp.sqrt(variances)
-        slowest = jnp.max(jnp.linalg.eigvalsh(covariance / sd / sd[:, None]))
+        variances, slowest = covariance, jnp.ones(())
+        if covariance.ndim == 2:
+            variances = jnp.diag(covariance)
+            sd = jnp.sqrt(variances)
+            slowest = jnp.max(jnp.linalg.eigvalsh(covariance / sd / sd[:, None]))
         spread = observed.log_distances.invertible_covariance()
         return {
             "inverse_mass_matrix": variances,
@@ -201,6 +213,7 @@ def warmup(options=Options()) -> Warmup:
         metric,
         options.smoothing or SMOOTHING,
         options.num_pilot,
+        EULER,
         mirrored=True,
     )
 

@@ -17,6 +17,7 @@ from nutfree.kernels.bregman.mirror import Euclidean
 from nutfree.target import Position, Split, Target
 
 Values = Mapping[str, jax.Array]
+_NONE: Mapping[str, jax.Array] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,11 @@ class Space:
     def bare(self) -> list[str]:
         """The sites that have no map."""
         return [name for name, mirror in self.maps.items() if mirror is None]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the coordinates are those of the sampling space, with one metric."""
+        return all(isinstance(mirror, Euclidean) for mirror in self.maps.values())
 
     def mirror(self, name: str, scales: Values, centers: Values):
         return (self.maps[name] or Euclidean()).at(scales[name], centers[name])
@@ -67,13 +73,21 @@ class Space:
         values.update({k: w for k, w in coordinates.items() if k not in self.bare})
         return values, self.split.log_det(free) - log_det_mapped
 
-    def log_densities(self, smoothing, mirrors) -> Callable:
-        """`coordinates -> (smoothed, exact)` log density of the coordinates."""
+    def log_densities(self, smoothing, mirrors, scales: Mapping = _NONE) -> Callable:
+        """`coordinates -> (smoothed, exact)` log density of the coordinates.
+
+        Args:
+            smoothing: lambda.
+            mirrors: the maps in the units of their sites, by name.
+            scales: of the arguments of the terms of no site that are to be smoothed.
+        """
 
         def stands_for(name, term, x):
             phi = mirrors.get(name)  # a composition has none
             if isinstance(phi, HyperbolicEntropy) and hasattr(term, "right_prox"):
                 return right_bregman_envelope(term, phi, x, smoothing)
+            if name in scales:
+                return smoothed(term, x, smoothing, scales[name])
             if phi is None or self.maps[name] is None:
                 return term.value(x)
             return smoothed(term, x, smoothing, phi.scale)

@@ -20,12 +20,15 @@ class UnadjustedInfo(NamedTuple):
 
     The distance of the rate from one measures the error of the step. A step to where
     the log density or its gradient is not finite is not taken, and is divergent.
+    `predicted_inflation` is the relative error of variances, on average over the
+    coordinates, see `predicted`; NaN where none is predicted.
     """
 
     acceptance_rate: jax.Array
     is_divergent: jax.Array
     num_grad_evals: jax.Array
     num_steps: jax.Array
+    predicted_inflation: jax.Array
 
 
 def transition_length(step_size, num_steps, relaxation) -> jax.Array:
@@ -51,7 +54,7 @@ def gradients(options, params, target) -> jax.Array:
 
 
 def transition(
-    rng_key, state: Any, length, adjusted, propose: Callable
+    rng_key, state: Any, length, adjusted, propose: Callable, inflation
 ) -> tuple[Any, UnadjustedInfo]:
     """Make `length` steps from `state`.
 
@@ -60,6 +63,7 @@ def transition(
         adjusted: a traced bool, whether steps are accepted with their rate, and the
             transition is short, as in warm-up.
         propose: `(rng_key, state, count) -> (state, log Metropolis ratio, count)`.
+        inflation: that is predicted.
     """
     length = jnp.where(adjusted, jnp.minimum(length, MAX_TUNING_STEPS), length)
 
@@ -79,7 +83,7 @@ def transition(
     state, rates, divergent, count = jax.lax.fori_loop(
         0, length, lambda i, carry: _typed_like(carry, step(i, carry)), start
     )
-    return state, UnadjustedInfo(rates / length, divergent, count, length)
+    return state, UnadjustedInfo(rates / length, divergent, count, length, inflation)
 
 
 def _typed_like(old, new):

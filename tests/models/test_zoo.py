@@ -25,6 +25,7 @@ SITES = {
     "grunfeld": (40, {"mean": (3,), "scale": (3,), "beta": (11, 3), "sigma": ()}),
     "ionosphere": (34, {"intercept": (), "beta": (33,)}),
     "lasso_diabetes": (11, {"beta": (10,), "sigma": ()}),
+    "picture": (4096, {"x": (64, 64)}),
     "positive_regression": (51, {"beta": (50,), "sigma": ()}),
     "robust_regression": (6, {"intercept": (), "beta": (3,), "sigma": (), "nu": ()}),
     "simplex_regression": (8, {"weights": (8,), "sigma": ()}),

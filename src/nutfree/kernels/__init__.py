@@ -21,6 +21,8 @@ BUILTIN = (
     "federated.plain_fald",
     "bregman.myula",
     "bregman.rbmumla",
+    "bregman.lbmumla",
+    "bregman.skrock",
     "bregman.marbmumla",
     "multiscale.multiscale",
     "multiscale.multalmc",

@@ -82,6 +82,14 @@ class LaplaceTerm:
         """Signed distances to the kinks, and the slopes below and above them."""
         return x - self.loc, -1 / self.scale, 1 / self.scale
 
+    def left_prox(self, entropy, x, step):
+        """argmin_y g(y) + D_phi(y, x) / step, with phi centred at the kink.
+
+        Its dual variable is that of x, brought nearer to zero by step / scale.
+        """
+        dual = soft_threshold(entropy.grad(x), step / self.scale)
+        return entropy.inverse(dual)
+
     def right_prox(self, entropy, x, step):
         """argmin_y g(y) + D_phi(x, y) / step, with phi centred at the kink.
 

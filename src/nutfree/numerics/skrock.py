@@ -43,6 +43,27 @@ def reach(num_stages: int) -> float:
     return (1.0 + w0) / w1
 
 
+def weak_error(num_stages: int) -> tuple[float, float, float]:
+    """Return a, b, c of x' = x + h F + Q + a h^2 F'F + b h F'Q + c h F''[Q, Q] + ...
+
+    Those of the exact expansion are, on average over Q, 1/2, 1/2 and 1/4.
+    """
+    s, (w0, w1) = num_stages, _nodes(num_stages)
+    t = [float(_t(j, w0)) for j in range(s + 1)]
+    bend = chebyshev.chebval(w0, chebyshev.chebder([0.0] * s + [1.0], 2))
+    # U_(s-1), the polynomial of the noise, is T_s' / s
+    slope = chebyshev.chebval(w0, chebyshev.chebder([0.0] * s + [1.0], 1))
+    before, noise = 0.0, s * w1 / w0
+    before_c, c = 0.0, w1 / w0 * (0.5 * s * w1) ** 2 / 2
+    for j in range(2, s + 1):
+        ratio = t[j - 1] / t[j]
+        mu, nu = 2 * w1 * ratio, 2 * w0 * ratio
+        before_c, c = c, mu * noise**2 / 2 + nu * c + (1 - nu) * before_c
+        before, noise = noise, nu * noise + (1 - nu) * before
+    a, b = w1**2 * bend / (2 * t[s]), w1 * bend / slope + 0.5 * w1
+    return float(a), float(b), c
+
+
 def sk_rock(
     drift: Callable,
     x: jax.Array,

@@ -4,8 +4,11 @@ A term g of the potential is replaced by its envelope: Moreau's,
     inf_y g(y) + |x - y|^2 / (2 step),  gradient (x - prox(x)) / step,
 or the right Bregman-Moreau envelope of Lau and Liu, arXiv 2207.04387,
     inf_y g(y) + D_phi(x, y) / step,  gradient (grad phi(x) - grad phi(prox(x))) / step,
-which is the first for phi(x) = |x|^2 / 2. Automatic differentiation of the functions
-here gives those gradients, and, by the envelope theorem, those in g's own parameters.
+or the left one,
+    inf_y g(y) + D_phi(y, x) / step,  gradient grad^2 phi(x) (x - prox(x)) / step,
+which both are the first for phi(x) = |x|^2 / 2. Automatic differentiation of the
+functions here gives those gradients, and, by the envelope theorem, those in g's own
+parameters.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,6 +52,20 @@ def right_bregman_envelope(term, entropy: HyperbolicEntropy, x, step):
     phi = entropy.at(entropy.scale, term.loc)
     nearest = jax.lax.stop_gradient(term.right_prox(phi, x, step))
     return term.value(nearest) + phi.divergence(x, nearest) / step
+
+
+def left_bregman_envelope(term, entropy: HyperbolicEntropy, x, step):
+    """inf_y g(y) + D_phi(y, x) / step, a scalar.
+
+    Args:
+        term: g, with a `left_prox`; phi is centred at its `loc`.
+        entropy: phi.
+        x: where.
+        step: a scalar.
+    """
+    phi = entropy.at(entropy.scale, term.loc)
+    nearest = jax.lax.stop_gradient(term.left_prox(phi, x, step))
+    return term.value(nearest) + phi.divergence(nearest, x) / step
 
 
 def smoothed(term, x, step, scale):

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
+import jax
+import jax.numpy as jnp
 from numpyro.distributions import constraints
 
 from nutfree.kernels.bregman.barriers import Barrier, IntervalBarrier, SimplexBarrier
@@ -12,7 +14,8 @@ from nutfree.kernels.bregman.entropies import (
     HyperbolicEntropy,
     NegativeEntropy,
 )
-from nutfree.kernels.bregman.mirror import Euclidean, MirrorMap
+from nutfree.kernels.bregman.mirror import Bounded, Euclidean, MirrorMap
+from nutfree.target import Position, Split
 
 #: Maps of the line, a half-line, an interval and a simplex, by geometry.
 GEOMETRIES: dict[str, tuple[Callable[..., MirrorMap], ...]] = {
@@ -55,6 +58,22 @@ def mirror_for(constraint, geometry: str = "barrier") -> MirrorMap | None:
     if one_sided(constraints.less_than):
         return half_line(constraint.upper_bound, -1)
     return None
+
+
+def at_the_edge(split: Split, position: Position) -> jax.Array:
+    """Whether a value is so near to its bound that no smaller number is there, a bool.
+
+    Shares of a simplex and positive numbers end at 1e-38 in single precision. What the
+    log density is beyond cannot be evaluated.
+    """
+    values, edge = split.constrain(position), jnp.asarray(False)
+    for name, support in split.supports.items():
+        mirror = mirror_for(support)
+        if isinstance(mirror, Bounded):
+            x = values[name]
+            least = 4 * jnp.finfo(x.dtype).tiny
+            edge |= jnp.any(mirror.distance(x) <= least)
+    return edge
 
 
 def is_real(constraint) -> bool:

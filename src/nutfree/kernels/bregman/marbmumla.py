@@ -40,6 +40,7 @@ from jax.flatten_util import ravel_pytree
 from nutfree.facts import non_smooth
 from nutfree.kernels.bregman import arclength
 from nutfree.kernels.bregman.adjusted_warmup import adjusted_warmup
+from nutfree.kernels.bregman.geometry import at_the_edge
 from nutfree.kernels.bregman.reference import (
     Reference,
     log_density_outside,
@@ -107,9 +108,10 @@ class TrajectoryInfo(NamedTuple):
     """Acceptance probability, and the evaluations spent.
 
     A trajectory whose energy error is not finite, or above 1,000, is a rejection and
-    divergent. `visited`, `force` and `outside`, of shape `(d,)`, are the last point at
-    which the force was evaluated, in the kernel's coordinates, the force, and what of
-    it is not that of the reference's kinks; warm-up learns from them.
+    divergent, unless it came to where a share or a positive number is less than the
+    least of its precision. `visited`, `force` and `outside`, of shape `(d,)`, are the
+    last point at which the force was evaluated, in the kernel's coordinates, the force,
+    and what of it is not that of the reference's kinks; warm-up learns from them.
     """
 
     acceptance_rate: jax.Array
@@ -173,9 +175,15 @@ def build_kernel(options=Options(), *, mirrored: bool = True) -> Callable:
             z, log_slope = arclength.leave(s, mask, unit)
             return outside(unravel(z), s) + log_slope
 
+        def at_edge(s):
+            position = unravel(arclength.leave(s, mask, unit)[0])
+            return at_the_edge(logdensity_fn.split, position)
+
         s = arclength.enter(z, mask, unit)
         u = solve_root(root, s - ours.center)
-        path = trajectory(noise_key, u, outside_at, ours, root, eps, friction, length)
+        path = trajectory(
+            noise_key, u, outside_at, at_edge, ours, root, eps, friction, length
+        )
         s_new = ours.center + matvec(root, path.end)
         z_new, log_slope_new = arclength.leave(s_new, mask, unit)
         position = unravel(z_new)
@@ -188,11 +196,12 @@ def build_kernel(options=Options(), *, mirrored: bool = True) -> Callable:
         acceptance_rate = jnp.where(
             finite & path.arrived, jnp.exp(jnp.minimum(-error, 0.0)), 0.0
         )
+        escaped = path.escaped | at_edge(s_new)
         accepted = jax.random.uniform(accept_key) < acceptance_rate
         info = TrajectoryInfo(
             acceptance_rate,
             accepted,
-            ~(error <= DIVERGENT) & ~jnp.isneginf(value),
+            ~(error <= DIVERGENT) & ~jnp.isneginf(value) & ~escaped,
             path.num_grad_evals,
             density_count,
             length,

@@ -62,6 +62,10 @@ class MirrorMap:
 class Bounded(MirrorMap):
     """A map of a support with a boundary, `distance(x)` away at its nearest side."""
 
+    def distance(self, x):
+        """Of x from the boundary, of its shape."""
+        raise NotImplementedError
+
     def noise(self, x, xi, step_size):
         """Noise of the variance that `MirrorMap.noise` has, but uniform.
 

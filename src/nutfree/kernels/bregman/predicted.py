@@ -13,7 +13,9 @@ Stein's identity lap U needs no second derivative, and the error of the mean of 
     beta = 2 (c - b) + 1/2,    alpha = (a - 2 b + 1/2) / 2 - beta.
 
 To that comes the smoothing's, -cov(f, g_lambda - g). Both are measured on draws of an
-exact kernel, for f = sum_i (x_i - mean_i)^2 / (d variance_i).
+exact kernel, for f = sum_i (x_i - mean_i)^2 / (d variance_i). From a pilot's 300 draws
+the sum is known to some 4 % of the variance, which is more than the bias itself where
+tails are lighter than a Gaussian's and the two terms cancel.
 """
 
 from typing import NamedTuple

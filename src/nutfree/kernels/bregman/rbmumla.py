@@ -29,7 +29,11 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from nutfree.kernels.bregman import myula
-from nutfree.kernels.bregman.envelopes import counted_envelope, term_scales
+from nutfree.kernels.bregman.envelopes import (
+    counted_envelope,
+    right_bregman_envelope,
+    term_scales,
+)
 from nutfree.kernels.bregman.mirror import Euclidean
 from nutfree.kernels.bregman.myula import SMOOTHING, inflation_at
 from nutfree.kernels.bregman.predicted import EULER
@@ -44,13 +48,17 @@ from nutfree.registry import option
 from nutfree.target import Position, Target
 from nutfree.warmup import Warmup
 
+GEOMETRY_HELP = (
+    "Euclidean on the real line and a barrier at bounds (barrier); the hyperbolic "
+    "entropy and a barrier; or the paper's entropies everywhere (entropy), for "
+    "densities that vanish at their bounds"
+)
+
 
 @dataclass(frozen=True)
 class Options(myula.Options):
     geometry: str = option(
-        "barrier",
-        "on the real line a Euclidean map (barrier), or the hyperbolic entropy",
-        choices=("barrier", "hyperbolic"),
+        "barrier", GEOMETRY_HELP, choices=("barrier", "hyperbolic", "entropy")
     )
 
 
@@ -88,7 +96,9 @@ def init(
     return RBMUMLAState(position, logdensity_fn(position), values, value, grad)
 
 
-def build_kernel(options=Options()) -> Callable:
+def build_kernel(
+    options=Options(), *, envelope: Callable = right_bregman_envelope
+) -> Callable:
     """Return `kernel(rng_key, state, target, step_size, num_steps, ...)`.
 
     `step_size` is gamma; `num_steps` is the number of steps, or 0 for as many as
@@ -100,6 +110,9 @@ def build_kernel(options=Options()) -> Callable:
     that it would have if the metric did not change along it. With Euclidean maps that
     is the smoothed target's MALA. Otherwise it leaves out what near a boundary costs a
     Metropolis test much, and the law of the unadjusted chain little.
+
+    Args:
+        envelope: what smooths a term under the hyperbolic entropy.
     """
 
     def kernel(
@@ -125,7 +138,7 @@ def build_kernel(options=Options()) -> Callable:
             found = term_scales(logdensity_fn.split, state.position, sds)
             composed = {k: v for k, v in found.items() if k not in mirrors}
         evaluate = counted_envelope(
-            space.log_densities(smoothing * step_size, mirrors, composed)
+            space.log_densities(smoothing * step_size, mirrors, composed, envelope)
         )
 
         def propose(key, state, count):
@@ -178,7 +191,9 @@ def _work(phi, old, new, step_size) -> jax.Array:
     return 0.25 * step_size * norms - expected
 
 
-def warmup(options=Options()) -> Warmup:
+def warmup(options=Options(), *, build: Callable = build_kernel) -> Warmup:
+    """Tune the kernel that `build(options)` returns."""
+
     def observe(position, target):
         space = space_of(target, options.geometry)
         values = space.enter(position)
@@ -208,7 +223,7 @@ def warmup(options=Options()) -> Warmup:
 
     return unadjusted_warmup(
         lambda position, target: init(position, target, options=options),
-        build_kernel(options),
+        build(options),
         observe,
         metric,
         options.smoothing or SMOOTHING,

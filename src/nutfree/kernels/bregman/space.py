@@ -73,19 +73,26 @@ class Space:
         values.update({k: w for k, w in coordinates.items() if k not in self.bare})
         return values, self.split.log_det(free) - log_det_mapped
 
-    def log_densities(self, smoothing, mirrors, scales: Mapping = _NONE) -> Callable:
+    def log_densities(
+        self,
+        smoothing,
+        mirrors,
+        scales: Mapping = _NONE,
+        envelope: Callable = right_bregman_envelope,
+    ) -> Callable:
         """`coordinates -> (smoothed, exact)` log density of the coordinates.
 
         Args:
             smoothing: lambda.
             mirrors: the maps in the units of their sites, by name.
             scales: of the arguments of the terms of no site that are to be smoothed.
+            envelope: of a term under the hyperbolic entropy.
         """
 
         def stands_for(name, term, x):
             phi = mirrors.get(name)  # a composition has none
             if isinstance(phi, HyperbolicEntropy) and hasattr(term, "right_prox"):
-                return right_bregman_envelope(term, phi, x, smoothing)
+                return envelope(term, phi, x, smoothing)
             if name in scales:
                 return smoothed(term, x, smoothing, scales[name])
             if phi is None or self.maps[name] is None:

@@ -11,13 +11,14 @@ from nutfree.numerics.preconditioning import matvec, transpose
 
 
 class Trajectory(NamedTuple):
-    """A trajectory so far: its end, the change of |v|^2 / 2 by its kicks, and whether
-    its flows have arrived."""
+    """A trajectory so far: its end, the change of |v|^2 / 2 by its kicks, whether its
+    flows have arrived, and whether it has come to where numbers end."""
 
     end: jax.Array
     velocity: jax.Array
     kinetic: jax.Array
     arrived: jax.Array
+    escaped: jax.Array
     visited: jax.Array
     force: jax.Array
     outside: jax.Array
@@ -25,12 +26,13 @@ class Trajectory(NamedTuple):
 
 
 def trajectory(
-    rng_key, start, outside, ours: Reference, root, eps, friction, length
+    rng_key, start, outside, at_edge, ours: Reference, root, eps, friction, length
 ) -> Trajectory:
     """Make `length` steps from `start`, `(d,)`.
 
     Args:
         outside: `s -> log density` of what is outside of the reference's kinks.
+        at_edge: `s -> bool`, whether numbers end there.
     """
     evaluate = counted_value_and_grad(outside)
     keep = jnp.exp(-friction * eps)
@@ -54,6 +56,7 @@ def trajectory(
             kicked,
             kinetic,
             path.arrived & arrived & also,
+            path.escaped | at_edge(s),
             s,
             ours.score(s, force),
             force,
@@ -62,6 +65,14 @@ def trajectory(
 
     zeros, none = jnp.zeros_like(start), jnp.zeros((), start.dtype)
     begun = Trajectory(
-        start, zeros, none, jnp.asarray(True), start, zeros, zeros, jnp.asarray(0)
+        start,
+        zeros,
+        none,
+        jnp.asarray(True),
+        jnp.asarray(False),
+        start,
+        zeros,
+        zeros,
+        jnp.asarray(0),
     )
     return jax.lax.fori_loop(0, length, step, begun)

@@ -198,6 +198,7 @@ def unadjusted_warmup(
 
     def unbiased_step(predicted) -> jax.Array:
         """The longest step whose predicted bias is small."""
+        assert longest is not None
         steps = longest * 2.0 ** -jnp.arange(12.0)
         small = jnp.abs(jax.vmap(predicted)(steps)) < MAX_BIAS
         return steps[jnp.argmax(small | (jnp.arange(12) == 11))]

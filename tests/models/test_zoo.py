@@ -26,11 +26,13 @@ SITES = {
     "ionosphere": (34, {"intercept": (), "beta": (33,)}),
     "lasso_diabetes": (11, {"beta": (10,), "sigma": ()}),
     "picture": (4096, {"x": (64, 64)}),
+    "lotka_volterra": (8, {"first": (2,), "rates": (4,), "sigma": (2,)}),
     "positive_regression": (51, {"beta": (50,), "sigma": ()}),
     "robust_regression": (6, {"intercept": (), "beta": (3,), "sigma": (), "nu": ()}),
     "simplex_regression": (8, {"weights": (8,), "sigma": ()}),
     "sonar": (61, {"intercept": (), "beta": (60,)}),
     "sparse_dirichlet": (41, {"share": (42,)}),
+    "theophylline": (4, {"clearance": (), "volume": (), "faster": (), "sigma": ()}),
 }
 
 every_model = pytest.mark.parametrize("name", models.names())

@@ -56,6 +56,8 @@ def groups_of(
         dims = {**_fitting_dims(adapter), **(dims or {})}
     if isinstance(prior, int):
         prior = _prior_draws(adapter, prior) if has_model and prior else None
+    if log_likelihood and has_model:
+        _refuse_summed(adapter)
     predicted = None
     if isinstance(posterior_predictive, Mapping):
         predicted = dict(posterior_predictive)
@@ -216,6 +218,35 @@ def _observed(adapter) -> list[str]:
         for name, site in trace.items()
         if site["type"] == "sample" and site["is_observed"] and np.size(site["value"])
     ]
+
+
+def _refuse_summed(adapter) -> None:
+    """Refuse the log likelihood where discrete sites have no draws.
+
+    Raises:
+        InvalidOption: with the way that works.
+    """
+    known = adapter.get_samples()
+    for name, site in _latent(adapter).items():
+        if site["fn"].support.is_discrete and name not in known:
+            raise InvalidOption(
+                f"The log likelihood depends on the discrete site '{name}', which is "
+                "summed out and has no draws. Leave log_likelihood out, or sum it out "
+                "by dist.MixtureSameFamily."
+            )
+
+
+def _latent(adapter) -> dict[str, Any]:
+    """The sites of the model that are not observed."""
+    seeded = handlers.substitute(
+        handlers.seed(adapter.model, 0), substitute_fn=init_to_sample
+    )
+    trace = handlers.trace(seeded).get_trace(*adapter._args, **adapter._kwargs)
+    return {
+        name: site
+        for name, site in trace.items()
+        if site["type"] == "sample" and not site["is_observed"]
+    }
 
 
 def _log_prior(adapter, coords, dims) -> "xr.Dataset":

@@ -38,15 +38,6 @@ def check_latent(latent) -> None:
             "The model has no latent site. Check that numpyro.sample is called without "
             "obs= for what is to be sampled."
         )
-    for name, site in latent.items():
-        if site["fn"].support.is_discrete:
-            raise UnsupportedModel(
-                f"The latent site '{name}' is discrete ({type(site['fn']).__name__}), "
-                "and these kernels need a density. Sum it out, for instance with "
-                "dist.MixtureSameFamily, or sample it in turn with the others: "
-                "numpyro.infer.gibbs.Gibbs([(DiscreteGibbs(model), "
-                f"['{name}']), (nutfree.kernel(..., model), None)])."
-            )
 
 
 def cannot_run(error: Exception, data: Any = ()) -> InvalidData:

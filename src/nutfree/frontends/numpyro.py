@@ -29,6 +29,11 @@ from nutfree.frontends.checks import (
     check_nan,
     check_observed,
 )
+from nutfree.frontends.enumeration import (
+    max_plate_nesting,
+    summed_logdensity,
+    summed_out,
+)
 from nutfree.frontends.federated import (
     FederatedModel,
     checked_owners,
@@ -74,6 +79,8 @@ class ModelFrontend:
         num_data: its size.
         proper: whether the prior can be drawn from.
         advice: for each absent part, what to write so that it is there.
+        summed: names of the discrete sites that are summed out.
+        nesting: dimensions that the plates of the model take.
         shards_of: the shards of the arguments that they were last built for.
     """
 
@@ -86,6 +93,8 @@ class ModelFrontend:
     num_data: int
     proper: bool
     advice: Mapping[str, str] = field(default_factory=dict)
+    summed: tuple[str, ...] = ()
+    nesting: int = 0
     shards_of: dict = field(default_factory=dict, repr=False)
 
     def starter(
@@ -104,7 +113,11 @@ class ModelFrontend:
     def prior_logdensity(self, args: tuple = (), kwargs=None) -> LogDensity:
         """Return the log density of the latent sites alone, on the sampling space."""
         model = prior_only(full_data(handlers.seed(self.model, 0)))
-        kwargs = dict(kwargs or {})
+        return self._logdensity(model, args, dict(kwargs or {}))
+
+    def _logdensity(self, model: Callable, args: tuple, kwargs) -> LogDensity:
+        if self.summed:
+            return summed_logdensity(model, args, kwargs, self.nesting)
         return lambda position: -potential_energy(model, args, kwargs, position)
 
     def build(
@@ -115,9 +128,6 @@ class ModelFrontend:
         if find(Window, (args, kwargs)):
             return streamed_target(self, args, kwargs)
         model = full_data(handlers.seed(self.model, 0))
-
-        def logdensity(position):
-            return -potential_energy(model, args, kwargs, position)
 
         def latent(values):
             return {name: values[name] for name in self.supports}
@@ -137,7 +147,7 @@ class ModelFrontend:
 
         prior = Prior(prior_sample, self.prior_logdensity(args, kwargs))
         target = Target(
-            logdensity,
+            self._logdensity(model, args, kwargs),
             prior=prior if self.proper else None,
             split=self._split(model, args, kwargs, constrain, unconstrain),
             minibatch=self._minibatch(args, kwargs),
@@ -269,6 +279,8 @@ def analyse(
     fixed = handlers.substitute(model, data=params) if params else model
     drawn = {k: s for k, s in trace.items() if s["type"] == "sample"}
     latent = {k: s for k, s in drawn.items() if not s["is_observed"]}
+    summed = summed_out(latent, not (streamed or isinstance(model, FederatedModel)))
+    latent = {k: s for k, s in latent.items() if k not in summed}
     check_latent(latent)
     check_observed({k: s for k, s in drawn.items() if s["is_observed"]})
 
@@ -276,7 +288,13 @@ def analyse(
     supports = {k: sites.support(s["fn"], another[k]["fn"]) for k, s in latent.items()}
     shapes = {k: sites.unconstrained_shape(s) for k, s in latent.items()}
     nonsmooth = frozenset(k for k, s in drawn.items() if part_of(s) is not None)
-    if not nonsmooth and all(sites.is_real(c) for c in supports.values()):
+    if summed:
+        nonsmooth = frozenset()
+        advice["split"] = (
+            f"the discrete site '{summed[0]}' is summed out, which no part of the "
+            "density is apart from."
+        )
+    elif not nonsmooth and all(sites.is_real(c) for c in supports.values()):
         advice["split"] = (
             "every latent site of this model is smooth and unbounded. Give a site a "
             "Laplace prior, dist.Laplace(0, scale), or a bounded support, or declare a "
@@ -293,6 +311,13 @@ def analyse(
             0,
             "the rows belong to their owners; use a federated kernel.",
         )
+    elif summed:
+        plate, num_data, missing = (
+            None,
+            0,
+            f"the discrete site '{summed[0]}' is summed out over all rows. Sum it out "
+            "by hand, for instance with dist.MixtureSameFamily.",
+        )
     else:
         plate, num_data, missing = data_plate(fixed, trace, args, kwargs, plate)
     if plate is None:
@@ -300,7 +325,17 @@ def analyse(
     elif streamed:
         check_deterministic(trace, plate)
     return ModelFrontend(
-        fixed, model, supports, shapes, nonsmooth, plate, num_data, not improper, advice
+        fixed,
+        model,
+        supports,
+        shapes,
+        nonsmooth,
+        plate,
+        num_data,
+        not improper,
+        advice,
+        summed,
+        max_plate_nesting(trace),
     )
 
 

@@ -18,6 +18,7 @@ from numpyro.infer.initialization import init_to_sample
 from numpyro.infer.util import compute_log_probs
 
 from nutfree.errors import InvalidOption
+from nutfree.frontends.checks import check_latent
 from nutfree.frontends.handlers import full_data
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def groups_of(
 
     Raises:
         InvalidOption: if it is no MCMC, or the run has no draws.
+        UnsupportedModel: if the model has no site that has any.
     """
     from arviz_base.io_numpyro import NumPyroConverter
     from arviz_base.rcparams import rc_context
@@ -135,6 +137,7 @@ def _adapter(mcmc: MCMC, with_model: bool):
     class Adapter(MCMCAdapter):
         def __init__(self):
             samples = self._flat(mcmc.get_samples(group_by_chain=True))
+            check_latent(samples)
             self.nchains, self.ndraws = next(iter(samples.values())).shape[:2]
             self._max_tree_depth = getattr(mcmc.sampler, "_max_tree_depth", None)
             model = getattr(mcmc.sampler, "model", None) if with_model else None

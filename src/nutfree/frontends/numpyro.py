@@ -247,6 +247,7 @@ def analyse(
     kwargs: Mapping[str, Any] | None = None,
     *,
     plate: str | None = None,
+    may_be_empty: bool = False,
 ) -> ModelFrontend:
     """Trace a NumPyro model once and find which parts of a `Target` it can give.
 
@@ -254,6 +255,7 @@ def analyse(
         model: a NumPyro model, or `nutfree.federated(model)`.
         args, kwargs: its arguments.
         plate: name of the data plate, where the model has several.
+        may_be_empty: whether a model without latent sites is one.
 
     Raises:
         InvalidData: if the model is no function or cannot run on these arguments, or
@@ -281,7 +283,8 @@ def analyse(
     latent = {k: s for k, s in drawn.items() if not s["is_observed"]}
     summed = summed_out(latent, not (streamed or isinstance(model, FederatedModel)))
     latent = {k: s for k, s in latent.items() if k not in summed}
-    check_latent(latent)
+    if not may_be_empty:
+        check_latent(latent)
     check_observed({k: s for k, s in drawn.items() if s["is_observed"]})
 
     advice = {}

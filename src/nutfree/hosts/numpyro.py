@@ -36,6 +36,7 @@ from nutfree.hosts.state import (
     split_key,
     typed_key,
 )
+from nutfree.hosts.still import algorithm_for
 from nutfree.hosts.transition import energy_of, first_state, next_state
 from nutfree.numerics.programs import Program, in_full_precision, jitted
 from nutfree.registry import KernelSpec
@@ -69,7 +70,7 @@ class NutfreeKernel(MCMCKernel):
         self.spec = spec
         self.options = dict(options or {})
         self.init_strategy = init_strategy
-        self.algorithm = chain.algorithm(spec, self.options)
+        self.algorithm = self._algorithm = chain.algorithm(spec, self.options)
         self._model: Callable | None = None
         self._target: Target | None = None
         if potential_fn is not None:
@@ -113,7 +114,7 @@ class NutfreeKernel(MCMCKernel):
         self.__dict__.update(state)
         if isinstance(self.spec, str):
             self.spec = registry.get(self.spec)
-        self.algorithm = chain.algorithm(self.spec, self.options)
+        self.algorithm = self._algorithm = chain.algorithm(self.spec, self.options)
         self._frontend, self._run, self._sample_fn = None, None, None
 
     @property
@@ -159,8 +160,14 @@ class NutfreeKernel(MCMCKernel):
         if self._frontend is None:
             assert self._model is not None
             plate = getattr(self.algorithm.options, "plate", None)
-            self._frontend = analyse(self._model, model_args, model_kwargs, plate=plate)
+            self._frontend = analyse(
+                self._model, model_args, model_kwargs, plate=plate, may_be_empty=True
+            )
+            empty = not self._frontend.supports
+            self.algorithm = algorithm_for(self.spec) if empty else self._algorithm
         target = self._frontend.build(model_args, model_kwargs)
+        if not self._frontend.supports:
+            return target
         require(target, self.spec.needs, self.spec.name)
         return target
 

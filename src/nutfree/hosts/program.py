@@ -77,7 +77,7 @@ def _piece(kernel, data, size: int, fields: tuple[str, ...], vectorized: bool):
 
     def run(state, n, thinning, feed):
         args, kwargs = data(feed)
-        constrain = jax.vmap(kernel.postprocess_fn(args, kwargs))
+        constrain = kernel.postprocess_fn(args, kwargs)
 
         def draw(i, carry):
             state, made = carry
@@ -92,8 +92,15 @@ def _piece(kernel, data, size: int, fields: tuple[str, ...], vectorized: bool):
         made = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), shapes)
         state, made = jax.lax.fori_loop(0, n, draw, (state, made))
         position, *_ = fields
-        in_all = jax.vmap(constrain) if vectorized else constrain
-        made[position] = in_all(made[position])
+        if jax.tree.leaves(made[position]):
+            in_all = jax.vmap(jax.vmap(constrain) if vectorized else constrain)
+            made[position] = in_all(made[position])
+        else:  # a model without latent sites
+            draws = made["diverging"].shape
+            made[position] = jax.tree.map(
+                lambda x: jnp.broadcast_to(x, (*draws, *jnp.shape(x))),
+                constrain(made[position]),
+            )
         return state, made
 
     return run

@@ -195,6 +195,31 @@ def test_a_log_file_tells_how_the_draws_are_so_far(monkeypatch, capsys):
         assert word in found[-1]
 
 
+def test_a_notebook_has_a_table_of_how_the_draws_are_so_far(monkeypatch):
+    shown = []
+
+    class Handle:
+        update = staticmethod(shown.append)
+
+    def display(table, display_id):
+        shown.append(table)
+        return Handle
+
+    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr(host, "_in_notebook", lambda: True)
+    monkeypatch.setattr(host, "LOOK_SECONDS", -1.0)
+    bar = host.Progress(30, shown=True)
+    bar.phase("draws")
+    for ess in ("12", "25"):
+        bar.update(10, lambda ess=ess: {"step size": "0.5", "ESS": ess})
+    bar.close()
+    names = [column.header for column in shown[-1].columns]
+    assert names == ["phase", "transitions", "step size", "ESS"]
+    html = shown[-1]._repr_mimebundle_([], [])["text/html"]
+    assert len(shown) == 2
+    assert all(text in html for text in ("draws", "20", "0.5", "25"))
+
+
 def test_an_interrupt_keeps_the_draws_made_so_far(monkeypatch):
     with pytest.warns(UserWarning, match="35 of 100 draws"):
         tree = _interrupted(monkeypatch, after=20 + 7)

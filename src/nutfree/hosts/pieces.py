@@ -33,7 +33,7 @@ from nutfree.hosts.numpyro import NutfreeKernel
 from nutfree.hosts.program import has_field, piece_program
 from nutfree.hosts.progress import Progress
 from nutfree.hosts.store import BLOCK_BYTES, Store
-from nutfree.hosts.underway import Done, Pace, Run, in_words
+from nutfree.hosts.underway import Done, Pace, Run, how_it_goes
 from nutfree.numerics.programs import TRACING
 
 #: A piece is at most this part of warm-up, or of the draws: what it makes is in memory.
@@ -211,7 +211,7 @@ class PiecewiseMCMC(MCMC):
             run.keep(None, self.feeds)
             pace.took(n, time.perf_counter() - mark)
             progress.warmup_seconds += time.perf_counter() - mark
-            run.bar.update(n, lambda: in_words(run, self.sampler.sample_field))
+            run.bar.update(n, lambda: how_it_goes(run, self.sampler.sample_field))
 
     def _draw(self, run: Run, piece, size: int, signals: Interrupts) -> None:
         """Make the draws that are still to be made."""
@@ -247,7 +247,7 @@ class PiecewiseMCMC(MCMC):
             run.keep(made, self.feeds)
             run.bar.update(
                 n * self.draws_at_once * self.thinning,
-                lambda: in_words(run, self.sampler.sample_field),
+                lambda: how_it_goes(run, self.sampler.sample_field),
             )
 
     def _skip(self, run, piece, seconds: float, size: int, signals) -> bool:

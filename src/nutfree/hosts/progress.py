@@ -1,10 +1,10 @@
-"""How far a run is: a bar in a terminal or a notebook, lines in a log file."""
+"""How far a run is: a bar in a terminal, with a table in a notebook; lines in a log."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -28,6 +28,7 @@ class Progress:
         self._total, self._done, self._began = total, 0, time.monotonic()
         self._last = self._looked = self._began
         self._phase = ""
+        self._table: Any = None
         self.shown = shown
         self._bar = tqdm(
             total=total,
@@ -53,16 +54,22 @@ class Progress:
             self._bar.initial = done
             self._bar.n += done
 
-    def update(self, made: int, says: Callable[[], str] | None = None) -> None:
+    def update(
+        self, made: int, says: Callable[[], Mapping[str, str]] | None = None
+    ) -> None:
         """Count transitions just made.
 
         Args:
-            says: what they were like, in words; asked now and then.
+            says: what they were like, by name; asked now and then.
         """
         self._done += made
         now = time.monotonic()
         if says is not None and self.shown and now - self._looked > LOOK_SECONDS:
-            self._bar.set_postfix_str(says(), refresh=False)
+            found = says()
+            if _in_notebook():
+                self._tabulate(found)
+            else:
+                self._bar.set_postfix_str(_in_words(found), refresh=False)
             self._looked = now
         self._bar.update(made)
         self._line(says=says)
@@ -75,13 +82,30 @@ class Progress:
         if not self._lines or not (force or now - self._last > LINE_SECONDS):
             return
         self._last = now
-        words = f", {says()}" if says is not None else ""
+        words = f", {_in_words(says())}" if says is not None else ""
         print(
             f"nutfree: {self._phase}, {self._done} of {self._total} transitions after "
             f"{now - self._began:.0f} s{words}",
             file=sys.stderr,
             flush=True,
         )
+
+    def _tabulate(self, found: Mapping[str, str]) -> None:
+        """Show a table below the bar, in place of the one before."""
+        from IPython.display import display
+        from rich.table import Table
+
+        table = Table("phase", "transitions", *found)
+        table.add_row(self._phase, f"{self._done:,}", *found.values())
+        if self._table is None:
+            self._table = display(table, display_id=True)
+        else:
+            self._table.update(table)
+
+
+def _in_words(found: Mapping[str, str]) -> str:
+    units = {"divergences": "{1} {0}"}
+    return ", ".join(units.get(k, "{0} {1}").format(k, v) for k, v in found.items())
 
 
 def _in_notebook() -> bool:

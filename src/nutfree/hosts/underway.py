@@ -143,32 +143,32 @@ class Run:
             self.checkpoint = None
 
 
-def in_words(run: Run, field: str) -> str:
-    """Say how a run goes, for its progress bar.
+def how_it_goes(run: Run, field: str) -> dict[str, str]:
+    """Return what to tell of a run while it goes on, by name.
 
     Args:
         field: of the draws, that which is the position.
     """
-    said = []
+    said: dict[str, str] = {}
     for number, name in (
         ("adapt_state.step_size", "step size"),
         ("mean_accept_prob", "acceptance"),
     ):
         if has_field(run.state, number):
             value = float(np.mean(attrgetter(number)(run.state)))
-            said += [] if math.isnan(value) else [f"{name} {value:.2g}"]
+            said |= {} if math.isnan(value) else {name: f"{value:.2g}"}
     if run.draws:
-        said.append(f"{run.draws.diverging} divergences")
+        said["divergences"] = str(run.draws.diverging)
         if (whole := run.draws.to_look_at(field)) is not None:
-            said.append(_agreement(whole))
-    return ", ".join(said)
+            said |= _agreement(whole)
+    return said
 
 
-def _agreement(whole: Any) -> str:
+def _agreement(whole: Any) -> dict[str, str]:
     """Say how many effective draws there are so far, and how well chains agree."""
     sites = {
         f"x{i}": (("chain", "draw", *(f"x{i}_{k}" for k in range(leaf.ndim - 2))), leaf)
         for i, leaf in enumerate(jax.tree.leaves(whole))
     }
     found = convergence(xr.Dataset(sites))
-    return f"ESS {found.ess_bulk:.0f}, R-hat {found.r_hat:.3f}"
+    return {"ESS": f"{found.ess_bulk:.0f}", "R-hat": f"{found.r_hat:.3f}"}

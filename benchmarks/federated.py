@@ -66,7 +66,7 @@ def split(X, y, order) -> list[dict[str, np.ndarray]]:
 
 def targets(quick: bool) -> dict[str, tuple[Any, list[dict[str, np.ndarray]]]]:
     rng = np.random.default_rng(0)
-    n = 2_000 if quick else 10_000
+    n = 2_000 if quick else 5_000
     X = np.column_stack([np.ones(n), rng.normal(size=(n, DIM - 1))])
     beta = rng.normal(size=DIM) / 2
     label = (rng.uniform(size=n) < 1 / (1 + np.exp(-X @ beta))).astype(int)
@@ -111,7 +111,7 @@ def draws_of(kernel: str, quick: bool) -> int:
     """Without surrogates a draw is up to a hundred rounds, not two."""
     if kernel in ("dsgld", "plain_fald"):
         return 10 if quick else 200
-    return 300 if quick else 1_500
+    return 300 if quick else 1_000
 
 
 def known(model, owners) -> tuple[np.ndarray, np.ndarray, float]:
@@ -139,9 +139,11 @@ def ess_of(draws: np.ndarray) -> float:
     return float(np.min(ess))
 
 
-def run(quick: bool) -> pd.DataFrame:
+def run(quick: bool, only: str = "") -> pd.DataFrame:
     rows = []
     for label, (model, owners) in targets(quick).items():
+        if only not in label:
+            continue
         pooled, network = nf.federated(model), model is network_model
         reference = None if network else known(model, owners)
         for kernel, options in contenders(quick):

@@ -27,7 +27,14 @@ NAMES = (
 
 
 #: Those whose targets `--only` chooses.
-FILTERED = ("picks", "multimodal", "nonsmooth", "gradientfree", "bigdata")
+FILTERED = (
+    "picks",
+    "multimodal",
+    "nonsmooth",
+    "gradientfree",
+    "bigdata",
+    "federated",
+)
 
 
 def main() -> None:

@@ -4,7 +4,8 @@ They differ in who takes part in a round and whether owners have surrogates, whi
 their `Scheme`. A transition is 2/(h K) rounds. Bias of order h: on a Gaussian of unit
 variance the chain has (1 + hV/4)/(1 - h/4), V being the variance of the average of
 v_s over which owners take part, times K, and over minibatches. A step of owner s costs
-N_s/N gradients, or n/N with minibatches.
+N_s/N gradients; with minibatches n/N, or 2n/N with surrogates, relative to whose centre
+batches are then taken (control variates, arXiv 1706.05439).
 """
 
 from collections.abc import Callable
@@ -242,8 +243,11 @@ def federated_gradients(make_scheme: MakeScheme, params: dict, target) -> jax.Ar
     n, S = scheme.batch_size, owners.count
     costs = list(owners.shares)
     if n is not None and owners.num_rows is not None:
+        # a batch is evaluated at the centre of the surrogate, too
+        times = 2 if scheme.conducive else 1
         costs = [
-            share * min(1.0, n / rows) for share, rows in zip(costs, owners.num_rows)
+            times * share * min(1.0, n / rows)
+            for share, rows in zip(costs, owners.num_rows)
         ]
     chances = scheme.weights if scheme.replacement else (1 / S,) * S
     a_step = scheme.participants * sum(c * cost for c, cost in zip(chances, costs))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nutfree.errors import InvalidData
-from nutfree.minibatch.gradients import plain
+from nutfree.minibatch.gradients import Control, control_variate, plain
 from nutfree.minibatch.sampling import Rows
 from nutfree.target import Minibatch, OwnersAlike, Shards, Target
 
@@ -59,11 +59,15 @@ class Owner(NamedTuple):
     def is_row(self) -> jax.Array:
         return jnp.arange(self.capacity) < self.num_rows
 
-    def estimate(self, rng_key, x, count, batch_size: int, share):
+    def estimate(self, rng_key, x, count, batch_size: int, share, known=None):
         """Estimate the gradient from `batch_size` rows, or all where there are fewer.
 
+        Args:
+            known: `(centre, gradient of all rows and the prior there, whether that is
+                so)`, relative to which the batch is taken; or None.
+
         Returns:
-            `(gradient, count)`; all rows of the owner count `share`.
+            `(gradient, count)`; all rows of the owner, evaluated once, count `share`.
         """
         assert self.terms is not None
         size = min(batch_size, self.capacity)
@@ -73,8 +77,16 @@ class Owner(NamedTuple):
         indices = jnp.where(few, jnp.minimum(order, self.num_rows - 1), drawn)
         weights = jnp.where(few, order < self.num_rows, self.num_rows / size)
         minibatch = Minibatch(self.capacity, self.terms)
-        gradient, _ = plain(minibatch, Rows(indices, weights), x, (), 0.0)
-        return gradient, count + share * jnp.minimum(1.0, size / self.num_rows)
+        rows, spent = Rows(indices, weights), jnp.minimum(1.0, size / self.num_rows)
+        gradient, _ = plain(minibatch, rows, x, (), 0.0)
+        if known is None:
+            return gradient, count + share * spent
+        centre, there, is_so = known
+        terms, first = self.terms, jnp.zeros(1, int)
+        outside = jax.grad(lambda x: terms(x, first)[0])(centre)
+        control = Control(centre, there - outside)
+        relative, _ = control_variate(minibatch, rows, x, control, 0.0)
+        return jnp.where(is_so, relative, gradient), count + 2 * share * spent
 
 
 def owner(target: Target, unravel: Callable) -> Owner:

@@ -139,7 +139,11 @@ def plan_round(
 
 
 def estimator(scheme: Scheme, share: Any) -> Callable:
-    """Return an owner's `(owner, setting, rng_key, x, count) -> (gradient, count)`."""
+    """Return an owner's `(owner, setting, rng_key, x, count) -> (gradient, count)`.
+
+    From batches of rows, it is relative to the gradient of all rows at the centre of
+    the owner's surrogate (`minibatch.gradients.control_variate`), where it has one.
+    """
 
     def estimate(owner: Owner, setting: Setting, rng_key, x, count):
         if setting.bound is not None:
@@ -147,7 +151,13 @@ def estimator(scheme: Scheme, share: Any) -> Callable:
             return gradient, count + share
         if scheme.batch_size is None or owner.terms is None:
             return owner.value_and_grad(x)[1], count + share
-        return owner.estimate(rng_key, x, count, scheme.batch_size, share)
+        known = None
+        if setting.own is not None:
+            # the surrogate's own gradient is that of all rows at its centre, but of an
+            # owner that has sent none, whose surrogate is flat
+            centre, there, curvature = setting.own
+            known = centre, there, jnp.any(curvature != 0)
+        return owner.estimate(rng_key, x, count, scheme.batch_size, share, known)
 
     return estimate
 

@@ -93,3 +93,43 @@ def test_the_program_of_many_owners_is_no_larger_than_that_of_few():
 def test_an_owner_without_rows_is_refused_by_name():
     with pytest.raises(InvalidData, match=r"Owner 1 has no rows: its 'X'"):
         nf.model_target(nf.federated(model), (owners_of(4, 0, 5),))
+
+
+def with_effects(number, X, y):
+    """A level of all owners, and an effect of each, of which an owner knows its own."""
+    level = numpyro.sample("level", dist.Normal(0, 2))
+    effects = numpyro.sample("effects", dist.Normal(0, 1).expand([3]).to_event(1))
+    with numpyro.plate("data", X.shape[0]):
+        y = numpyro.subsample(y, event_dim=0)
+        numpyro.sample("y", dist.Normal(level + effects[number], 1), obs=y)
+
+
+@pytest.mark.parametrize("as_int", [True, False])
+def test_owners_whose_numbers_differ_are_alike(as_int):
+    owners = [
+        owner | {"number": s if as_int else np.asarray([s])}
+        for s, owner in enumerate(owners_of(7, 12, 5))
+    ]
+
+    def used(number, X, y):
+        return with_effects(number if as_int else number[0], X, y)
+
+    shards = shards_of(used, owners)
+    assert shards.alike is not None
+    position = {"level": jnp.asarray(0.3), "effects": jnp.asarray([0.1, -0.4, 0.9])}
+    prior = dist.Normal(0, 1).log_prob(position["effects"]).sum()
+    prior += dist.Normal(0, 2).log_prob(position["level"])
+    for s, (shard, owner) in enumerate(zip(shards, owners)):
+        mean = position["level"] + position["effects"][s]
+        rows = dist.Normal(mean, 1).log_prob(jnp.asarray(owner["y"]))
+        expected = prior / 3 + rows.sum()
+        assert float(shard(position)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_numbers_that_shape_the_model_keep_each_owner_apart():
+    def shaped(number, X, y):
+        numpyro.sample("z", dist.Normal(0, 1).expand([2]).to_event(1))
+        with_effects(0, X[:, :number], y)
+
+    owners = [o | {"number": s + 1} for s, o in enumerate(owners_of(6, 6))]
+    assert shards_of(shaped, owners).alike is None

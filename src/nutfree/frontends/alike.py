@@ -28,8 +28,9 @@ class Plan:
     Args:
         model: of one owner's data.
         structure: of an owner's arguments.
-        static: what of them is the same for all and no array; None for the arrays.
+        static: what of them is the same for all and no array; None for the rest.
         ragged: which leaves have as many rows as their owner.
+        is_array: which are arrays, or numbers that differ.
         sizes: rows of each owner; zeros where they are not known.
         plate: the data plate, or None.
         count: number of owners.
@@ -113,7 +114,7 @@ def plan_owners(model: Callable, owners: Sequence[Any], frontend: Any) -> Plan |
         return None
     if not all(_match(column) for column in columns):
         return None
-    is_array = [_is_array(column[0]) for column in columns]
+    is_array = [_is_array(column[0]) or _is_number(column) for column in columns]
     ragged = [
         array and len({np.shape(leaf) for leaf in column}) > 1
         for array, column in zip(is_array, columns)
@@ -139,8 +140,18 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, np.ndarray | jax.Array) and np.ndim(leaf) > 0
 
 
+def _is_number(column: Sequence[Any]) -> bool:
+    """Say whether owners have different numbers, such as their places in a list."""
+    kind = type(column[0])
+    return (
+        kind in (int, float)
+        and all(type(leaf) is kind for leaf in column)
+        and len(set(column)) > 1
+    )
+
+
 def _match(column: Sequence[Any]) -> bool:
-    """Say whether owners' values of one argument differ in their rows alone."""
+    """Say whether owners' values of an argument differ in rows, or a number, alone."""
     first = column[0]
     if any(isinstance(leaf, jax.core.Tracer) for leaf in column):
         return False
@@ -153,7 +164,7 @@ def _match(column: Sequence[Any]) -> bool:
             and leaf.shape[1:] == first.shape[1:]
             for leaf in column
         )
-    return all(
+    return _is_number(column) or all(
         type(leaf) is type(first) and isinstance(leaf, bool | int | float | str)
         and leaf == first
         for leaf in column
@@ -199,13 +210,13 @@ def _agrees(plan: Plan, owners: Sequence[Any], frontend: Any) -> bool:
         for name, shape in frontend.shapes.items()
     }
 
-    def both(position):
+    def both(position, one):
         own = -potential_energy(seeded, args, kwargs, position)
         left = plan.left_to_others(position, args, kwargs)
         return own - left, alike.logdensity(position, one)
 
     try:
-        own, shared = jitted(both)(position)
+        own, shared = jitted(both)(position, one)
     except (TypeError, ValueError, IndexError):  # a model that looks at its data
         return False
     return bool(np.allclose(own, shared, rtol=1e-4, atol=1e-3, equal_nan=True))

@@ -348,6 +348,51 @@ def test_clipped_runs_say_their_epsilon_and_owners_keep_to_theirs():
         run(grid, said.append, num_samples=3, num_chains=1)
 
 
+@pytest.mark.slow
+def test_owners_whose_rows_are_on_disk_have_the_pooled_posterior(tmp_path):
+    """As in memory: messages of 400 draws, about 200 independent, five errors."""
+    owners = []
+    for s, owner in enumerate(linear_owners()):
+        # rows enough for windows, sorted, so that neighbours are alike
+        many = {k: np.tile(v, 40)[np.argsort(np.tile(owner["x"], 40))]
+                for k, v in owner.items()}  # fmt: skip
+        for name, array in many.items():
+            np.save(tmp_path / f"{name}{s}.npy", array)
+        files = {name: tmp_path / f"{name}{s}.npy" for name in many}
+        owners.append(nf.rows(**files, window_rows=800, block_rows=8))
+    memory = [
+        {name: np.load(tmp_path / f"{name}{s}.npy") for name in owner}
+        for s, owner in enumerate(owners)
+    ]
+    told = {"num-owners": 3}
+    centre = {"centre": np.asarray([0.1, 1.2], np.float32), "key": np.zeros(2, "u4")}
+    answers = [
+        OwnerSide(linear, data, {}, {"facts": {}, "setting": {}}).answer(
+            "expand", centre, told
+        )[0]
+        for data in (owners[0], memory[0])
+    ]
+    for name, array in answers[1].items():
+        np.testing.assert_allclose(answers[0][name], array, rtol=1e-4)
+    x, y = (np.concatenate([o[name] for o in memory]) for name in ("x", "y"))
+    slope = x @ y / (x @ x)
+    sd = np.sqrt(np.mean((y - slope * x) ** 2) / (x @ x))
+    options = {"batch_size": 40}
+    app = app_of(linear, owners)
+    tree = run(InProcess(app, configs(3)), **SETTINGS, options=options)
+    draws = tree["posterior"]["slope"].values
+    assert abs(draws.mean() - slope) / sd < 0.35
+    np.testing.assert_allclose(draws.std() / sd, 1.0, atol=0.25)
+    assert tree["sample_stats"].attrs["left_out"] == "{}"
+    # batches that would use up a window are refused by name, as is clipping
+    for bad, why in (
+        ({"batch_size": 80}, "window_rows=1600"),
+        ({"clip": 2.0, "shared_noise": 0.0}, "on disk"),
+    ):
+        with pytest.raises(InvalidData, match=why):
+            run(InProcess(app, configs(3)), **SETTINGS, options=bad)
+
+
 def test_a_huge_covariate_never_leaves_its_owner():
     owner = linear_owners()[1]
     owner["x"][3] = 1e20

@@ -31,6 +31,8 @@ from nutfree.errors import InvalidData, NutfreeError
 from nutfree.frontends.handlers import full_data, prior_only
 from nutfree.frontends.numpyro import analyse, owner_target
 from nutfree.frontends.starts import at_random
+from nutfree.hosts.owner_disk import on_disk
+from nutfree.hosts.stream import loaded
 from nutfree.kernels.federated.federation import (
     Chain,
     Setting,
@@ -79,10 +81,14 @@ class OwnerSide:
     ):
         self.model, self.allows, self.memory = model, allows, memory
         given = isinstance(data, Mapping)
-        self.args: tuple = () if given else tuple(data)
-        self.kwargs = dict(data) if given else {}
+        args: tuple = () if given else tuple(data)
+        kwargs = dict(data) if given else {}
+        self.args, self.kwargs = loaded(args, kwargs)
+        self.disk = on_disk(model, (self.args, self.kwargs))
+        if self.disk is not None:
+            self.args, self.kwargs = self.disk.few
         self._programs: dict[Any, Callable] = {}
-        self._owners: dict[Any, Owner] = {}
+        self._owners: dict[Any, Callable[[Any], Owner]] = {}
 
     def _program(self, kind: Any, make: Callable[[], Callable]) -> Callable:
         """Return a compiled program, made once for messages of one kind."""
@@ -127,20 +133,37 @@ class OwnerSide:
             facts["template"] = json.dumps(
                 {name: list(shape) for name, shape in frontend.shapes.items()}
             )
-            facts["num-rows"] = observed_rows(self.model, self.args, self.kwargs)
+            facts["num-rows"] = (
+                observed_rows(self.model, self.args, self.kwargs)
+                if self.disk is None
+                else self.disk.source.num_data
+            )
         return facts
 
     def _position(self) -> dict[str, jax.Array]:
         return template(self._facts()["template"])
 
-    def _owner(self, num_owners: int, by_row: bool) -> Owner:
+    def _owner(self, num_owners: int, by_row: bool) -> Callable[[Any], Owner]:
+        """Return `window -> Owner`; without rows on disk, the window is ignored."""
         kind = num_owners, by_row
         if kind not in self._owners:
-            self._owners[kind] = self._make_owner(num_owners, by_row)
+            _, unravel = ravel_pytree(self._position())
+            if self.disk is not None:
+                self._owners[kind] = self.disk.owner(unravel, num_owners)
+            else:
+                owner = self._make_owner(unravel, num_owners, by_row)
+                self._owners[kind] = lambda window: owner
         return self._owners[kind]
 
-    def _make_owner(self, num_owners: int, by_row: bool) -> Owner:
-        _, unravel = ravel_pytree(self._position())
+    def _window(self, key: jax.Array | None = None) -> Any:
+        """Return rows that are in memory; random ones where a key is given."""
+        if self.disk is None:
+            return ()
+        if key is None:
+            return self.disk.first
+        return self.disk.window(np.asarray(jax.random.key_data(key)).ravel().tolist())
+
+    def _make_owner(self, unravel: Callable, num_owners: int, by_row: bool) -> Owner:
         num_rows = self._facts()["num-rows"]
         if by_row:
             bound = partial(self.model, *self.args, **self.kwargs)
@@ -189,6 +212,13 @@ class OwnerSide:
                 )
         facts["spent"] = after.spent
 
+    def _only_in_memory(self) -> None:
+        if self.disk is not None:
+            raise Refused(
+                "This owner's rows are on disk, and rows are clipped only in memory. "
+                "Load them, numpy.load(...), or run without clip."
+            )
+
     def _only_private(self) -> None:
         if self.allows.get("max-epsilon") is not None:
             raise Refused(
@@ -200,6 +230,7 @@ class OwnerSide:
         centre = jnp.asarray(arrays["centre"])
         num_owners = int(told["num-owners"])
         if told.get("clip"):
+            self._only_in_memory()
             clip, noise = float(told["clip"]), float(told["noise-multiplier"])
             privacy = Privacy(clip, 0.0, noise)
             self._spend(lambda ledger: ledger.expansion(privacy))
@@ -207,7 +238,7 @@ class OwnerSide:
             key = self._own_key(arrays["key"])
             program = self._program(
                 ("expand", num_owners, privacy),
-                lambda: lambda x, key: private_expansion(owner, key, x, privacy),
+                lambda: lambda w, x, key: private_expansion(owner(w), key, x, privacy),
             )
         else:
             self._only_private()
@@ -216,9 +247,9 @@ class OwnerSide:
             key = jax.random.wrap_key_data(jnp.asarray(arrays["key"]))
             program = self._program(
                 ("expand", num_owners),
-                lambda: lambda x, key: expand(owner, key, x, 0.0, 1.0)[0],
+                lambda: lambda w, x, key: expand(owner(w), key, x, 0.0, 1.0)[0],
             )
-        return program(centre, key)._asdict(), {}
+        return program(self._window(), centre, key)._asdict(), {}
 
     def _measure(self, arrays: Arrays, told: Mapping[str, Any]):
         points = jnp.asarray(arrays["points"])
@@ -226,11 +257,11 @@ class OwnerSide:
         self._check_exact(points.shape[1])
         owner = self._owner(int(told["num-owners"]), by_row=False)
 
-        def each(points):
-            return jax.lax.map(lambda x: owner.value_and_grad(x)[1], points)
+        def each(window, points):
+            return jax.lax.map(lambda x: owner(window).value_and_grad(x)[1], points)
 
         program = self._program(("measure", told["num-owners"]), lambda: each)
-        return {"gradients": program(points)}, {}
+        return {"gradients": program(self._window(), points)}, {}
 
     def _visit(self, arrays: Arrays, told: Mapping[str, Any]):
         setting = self._setting(arrays)
@@ -245,6 +276,7 @@ class OwnerSide:
         )
         private = setting.bound is not None
         if private:
+            self._only_in_memory()
             z = step_multiplier(
                 arrays["step_size"],
                 arrays["gain"],
@@ -266,11 +298,14 @@ class OwnerSide:
         own = self._own_key(arrays["own_key"])
         numbers = [jnp.asarray(arrays[n]) for n in ("step_size", "gain", "weight")]
 
-        def of_chain(position, ahead, i, setting, shared, own, numbers):
+        if self.disk is not None and scheme.batch_size is not None:
+            self.disk.check_use(scheme.num_local_steps * scheme.batch_size)
+
+        def of_chain(window, position, ahead, i, setting, shared, own, numbers):
             keys = jax.random.fold_in(shared, i), jax.random.fold_in(own, i)
             asked = Visit(Chain(position, ahead), *keys, *numbers)
             return visit(
-                owner,
+                owner(window),
                 asked,
                 setting,
                 estimator(scheme, 1.0),
@@ -279,14 +314,15 @@ class OwnerSide:
                 0.0,
             )[0]
 
-        def program(position, ahead, *rest):
+        def program(window, position, ahead, *rest):
             order = jnp.arange(position.shape[0])
-            return jax.vmap(of_chain, (0, 0, 0, None, None, None, None))(
-                position, ahead, order, *rest
+            return jax.vmap(of_chain, (None, 0, 0, 0, None, None, None, None))(
+                window, position, ahead, order, *rest
             )
 
         kind = ("visit", told["num-owners"], scheme, private)
         found = self._program(kind, lambda: program)(
+            self._window(own),
             jnp.asarray(arrays["position"]),
             jnp.asarray(arrays["ahead"]),
             setting,

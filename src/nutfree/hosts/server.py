@@ -176,6 +176,7 @@ class Server:
             if bool(jnp.any(out)):
                 self.leave_out(name, "its answer is not finite, or nowhere near")
             trusted = trusted.at[s].set(~out)
+        self._check_anybody_answers()
         kept = (1 - h / 2) ** self.scheme.num_local_steps
         chain, _ = jax.vmap(server_step, (0, 0, None, None))(
             chain, so_far, self.scheme.shared_noise, kept
@@ -186,6 +187,21 @@ class Server:
         _, length = self._rests.get(s, (0, 0))
         length = 0 if answered else min(max(1, 2 * length), MAX_REST)
         self._rests[s] = (number + length, length)
+
+    def _check_anybody_answers(self) -> None:
+        """End a run whose draws would stand still.
+
+        Raises:
+            InvalidData: if the last answer of every owner was none.
+        """
+        silent = [length > 0 for _, length in self._rests.values()]
+        if len(silent) < self.members.count or not all(silent):
+            return
+        why = "; ".join(f"{name}: {reason}" for name, reason in self.why.items())
+        raise InvalidData(
+            f"No owner answers any more ({why}). When they do, run again: a run with a "
+            "checkpoint goes on from there."
+        )
 
     def _account(self, slots, place: int) -> None:
         """Enter the steps that an owner has sent."""

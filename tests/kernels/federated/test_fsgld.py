@@ -199,7 +199,7 @@ def test_owners_may_use_minibatches(logistic):
     target, mean, sd = logistic
     adapt = pilot(target, batch_size=20)
     full = pilot(target).params
-    # noise of a minibatch: (N_s/n), which is 5 and more in units of the posterior, where
+    # noise of a minibatch: (N_s/n), 5 and more in units of the posterior, where
     # batches are not taken relative to the surrogate's centre
     excess = adapt.params["gradient_noise"] - full["gradient_noise"]
     assert 0 < excess < 2.5

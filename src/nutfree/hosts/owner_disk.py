@@ -4,8 +4,7 @@ Log densities, gradients and curvatures are sums over passes; the batches of a v
 drawn from a window of random rows, read anew for each visit.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +46,7 @@ class OnDisk:
             )
 
     @property
-    def few(self) -> tuple[tuple, Mapping[str, Any]]:
+    def few(self) -> tuple[tuple, dict]:
         """The model's arguments with a few rows in memory."""
         return in_memory((self.args, self.kwargs))
 

@@ -19,12 +19,8 @@ from nutfree.facts import Facts
 from nutfree.report.catalogue import options_table
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = (
-    "first_posterior",
-    "comparing_with_nuts",
-    "multimodal",
-    "big_data",
-)
+#: Notebooks by which a reader begins; the others follow in the order of their names.
+FIRST = ("first_posterior", "comparing_with_nuts", "multimodal")
 #: Files outside this folder that are pages, and how they are called.
 KEPT_ELSEWHERE = {
     "README.md": "index.md",
@@ -53,7 +49,7 @@ ASKED = {
 def on_files(files: Any, config: Any) -> Any:
     for path, text in _pages():
         files.append(File.generated(config, path, content=text))
-    for name in NOTEBOOKS:
+    for name in _notebooks():
         page, pictures = _notebook(name)
         files.append(File.generated(config, f"notebooks/{name}.md", content=page))
         for path, content in pictures.items():
@@ -62,7 +58,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_config(config: Any) -> Any:
-    """Put a page for each kernel, by family, where the menu says `kernels`."""
+    """Put a page for each kernel, by family, and each notebook into the menu."""
     families: dict[str, list] = {}
     for spec in registry.specs().values():
         families.setdefault(spec.family, []).append({spec.name: _page_of(spec.name)})
@@ -72,6 +68,8 @@ def on_config(config: Any) -> Any:
                 "kernels/index.md",
                 *({family: pages} for family, pages in families.items()),
             ]
+        if "Notebooks" in entry:
+            entry["Notebooks"] = [f"notebooks/{name}.md" for name in _notebooks()]
     return config
 
 
@@ -87,6 +85,11 @@ def on_page_markdown(markdown: str, page: Any, **rest: Any) -> str:
         flags=re.DOTALL,
     )
     return re.sub(r"(?<![\\$`])\$([^$\n`]+)\$", lambda m: convert(m[1]), markdown)
+
+
+def _notebooks() -> list[str]:
+    names = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    return [*FIRST, *(name for name in names if name not in FIRST)]
 
 
 def _pages() -> Iterator[tuple[str, str]]:

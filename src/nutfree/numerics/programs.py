@@ -179,7 +179,12 @@ def digest(jaxpr: Jaxpr, consts: list) -> str | None:
 
 
 def digest_of(text: str, arrays: list) -> str | None:
-    """Return a digest of a text and of arrays, or None if they are large."""
+    """Return a digest of a text and of arrays.
+
+    None if they are large, or lie on devices of other processes.
+    """
+    if not all(getattr(x, "is_fully_addressable", True) for x in arrays):
+        return None
     if sum(getattr(x, "nbytes", 0) for x in arrays) > MAX_DIGESTED:
         return None
     digest = hashlib.sha256(text.encode())

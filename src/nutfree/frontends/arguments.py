@@ -133,6 +133,12 @@ def static_key(leaf: Any) -> Hashable:
     return type(leaf), leaf
 
 
+def span_processes(data: Any) -> bool:
+    """Whether an array lies on devices of several processes of `jax.distributed`."""
+    leaves = jax.tree.leaves(data)
+    return not all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves)
+
+
 def _is_window(leaf: Any) -> bool:
     return isinstance(leaf, Window)
 

@@ -21,8 +21,8 @@ import numpy as np
 from numpyro.infer import MCMC
 from numpyro.util import nested_attrgetter
 
-from nutfree.errors import CheckpointMismatch, warn
-from nutfree.frontends.arguments import constant
+from nutfree.errors import CheckpointMismatch, InvalidOption, warn
+from nutfree.frontends.arguments import constant, span_processes
 from nutfree.hosts import underway
 from nutfree.hosts.checkpoint import Checkpoint, fingerprint, versions
 from nutfree.hosts.draws import Draws
@@ -88,6 +88,13 @@ class PiecewiseMCMC(MCMC):
     def run(self, rng_key, *args, extra_fields=(), init_params=None, **kwargs) -> None:
         """Run as `MCMC.run` does; an interrupt ends it with the draws made so far."""
         self._args, self._kwargs = args, kwargs
+        if span_processes((args, kwargs)):
+            self.timed = False  # all processes make the same pieces, and clocks differ
+            if self.checkpoint is not None:
+                raise InvalidOption(
+                    "A run on rows that are spread over processes keeps no checkpoint: "
+                    "each process would write it. Leave out checkpoint= and store=."
+                )
         self.interrupted, self.feeds = False, 0
         started = time.perf_counter()
         bar = Progress(self._num_transitions, self.progress_bar)

@@ -4,8 +4,10 @@ from functools import cache
 
 import jax
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
-from numpyro.infer import AIES, MCMC, BarkerMH
+from numpyro.infer import AIES, MCMC, NUTS, BarkerMH
 
 import nutfree as nf
 from nutfree.hosts import progress as host
@@ -261,3 +263,21 @@ def test_an_ensemble_of_numpyros_own_is_sampled_too():
     tree = nf.sample(AIES(regression), **DATA, **settings, progress_bar=False)
     assert tree["posterior"]["beta"].shape == (8, 6, 2)
     assert np.all(tree["posterior"]["sigma"] > 0)
+
+
+@pytest.mark.slow
+def test_draws_of_numpyros_own_nuts_follow_bounds_that_depend_on_another_site():
+    """Inside of `to_event`, where NumPyro keeps the bounds of the start."""
+
+    def model():
+        top = numpyro.sample("top", dist.LogNormal(1.0, 0.5))
+        x = numpyro.sample("x", dist.Uniform(0.0, top).expand([3]).to_event(1))
+        numpyro.deterministic("share", x / top)
+
+    settings = {"num_warmup": 50, "num_samples": 200, "progress_bar": False}
+    tree = nf.sample(NUTS(model), num_chains=2, **settings)
+    share = tree["posterior"]["share"].values
+    # uniform, so that its errors are .29 over the root of 100 effective draws
+    assert 0 < share.min() < share.max() < 1
+    assert abs(share.mean() - 0.5) < 5 * 0.29 / 10
+    assert share.max() > 0.9

@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from numpyro.infer import HMC
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import nested_attrgetter
 
 from nutfree.frontends.arguments import both
 from nutfree.hosts.checks import check_fields
+from nutfree.numerics.bounds import constrain_by_own_bounds
 from nutfree.numerics.programs import jitted
 
 #: Collected besides the kernel's default fields, where its state has them.
@@ -77,7 +79,10 @@ def _piece(kernel, data, size: int, fields: tuple[str, ...], vectorized: bool):
 
     def run(state, n, thinning, feed):
         args, kwargs = data(feed)
-        constrain = kernel.postprocess_fn(args, kwargs)
+        constrain = None
+        if isinstance(kernel, HMC):
+            constrain = constrain_by_own_bounds(kernel, args, kwargs)
+        constrain = constrain or kernel.postprocess_fn(args, kwargs)
 
         def draw(i, carry):
             state, made = carry

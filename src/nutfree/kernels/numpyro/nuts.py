@@ -10,11 +10,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpyro.infer
-from numpyro import handlers
-from numpyro.infer.util import constrain_fn
 from numpyro.util import is_prng_key
 
 from nutfree.facts import smooth
+from nutfree.numerics.bounds import constrain_by_own_bounds
 from nutfree.registry import KernelSpec, option
 from nutfree.target import Position, Target
 
@@ -22,9 +21,7 @@ from nutfree.target import Position, Target
 class NUTS(numpyro.infer.NUTS):
     """NumPyro's NUTS, whose draws follow bounds that depend on another site.
 
-    NumPyro itself does so where it sees such bounds, and inside of `to_event` it does
-    not: there it constrains every draw by the bounds at the start. A `Target` may stand
-    in the place of the model; chains then start from its position.
+    A `Target` may stand in the place of the model; chains then start from its position.
     """
 
     def __init__(self, model=None, potential_fn=None, **settings):
@@ -49,16 +46,8 @@ class NUTS(numpyro.infer.NUTS):
     def postprocess_fn(self, model_args, model_kwargs) -> Callable:
         if self._target is not None:
             return self._target.constrain
-        bounds = jax.tree.leaves(self._inv_transforms)
-        if self._model is None or all(isinstance(b, int | float) for b in bounds):
-            return super().postprocess_fn(model_args, model_kwargs)
-        return partial(
-            constrain_fn,
-            handlers.seed(self._model, 0),
-            model_args,
-            model_kwargs,
-            return_deterministic=True,
-        )
+        own = constrain_by_own_bounds(self, model_args, model_kwargs)
+        return own or super().postprocess_fn(model_args, model_kwargs)
 
 
 def _potential(target: Target, position: Position):

@@ -156,6 +156,8 @@ class GroupNorm:
 
     scale: jax.Array | float
     separable = False
+    #: huber also takes a width per row
+    by_rows = True
 
     def value(self, x):
         return jnp.sum(jnp.linalg.norm(x, axis=-1) / self.scale)
@@ -165,13 +167,19 @@ class GroupNorm:
         return step / self.scale
 
     def huber(self, x, width):
-        """g with a paraboloid where |x_group| < `width`, and g itself elsewhere."""
-        width = jnp.broadcast_to(width, x.shape)[..., 0]
+        """g with a paraboloid where |x_group| < `width`, and g itself elsewhere.
+
+        Args:
+            width: a number, or one for each row; 0 for a row that is always 0.
+        """
         square = jnp.sum(x * x, axis=-1)
+        moves = jnp.broadcast_to(width > 0, square.shape)
+        width = jnp.where(moves, width, 1.0)
         near = square < width * width
         far = jnp.sqrt(jnp.where(near, width * width, square))
         parabola = 0.5 * (square / width + width)
-        return jnp.sum(jnp.where(near, parabola, far) / self.scale)
+        norm = jnp.where(near, parabola, far)
+        return jnp.sum(jnp.where(moves, norm, 0.0) / self.scale)
 
     def gap(self, x, step):
         """`huber` minus Moreau's envelope, which is parallel to it, a scalar."""

@@ -11,6 +11,7 @@ from nutfree.kernels.bregman.envelopes import (
     moreau_envelope,
     right_bregman_envelope,
     smoothed,
+    widened,
 )
 from nutfree.kernels.bregman.mirror import MirrorMap
 from nutfree.numerics.bodies import Box, HalfSpace, Simplex
@@ -109,6 +110,20 @@ def test_gradient_at_a_small_step_keeps_its_digits(step):
     unit = jnp.array([0.6, -0.8])
     found = slope(GroupNorm(0.1), 0.1 * unit)
     np.testing.assert_allclose(found, 10.0 * unit, rtol=1e-5)
+
+
+def test_a_picture_is_smoothed_up_to_its_last_pixels():
+    """Where the difference to a neighbour that is not there is always 0."""
+    x = jnp.array([[0.0, 1.0], [1.0, 1.0]])
+    scales = jnp.ones((2, 2, 2)).at[-1, :, 0].set(0).at[:, -1, 1].set(0)
+
+    def value(x):
+        return widened(GroupNorm(0.5), differences(x), 0.1 * scales)
+
+    found, gradient = jax.jit(jax.value_and_grad(value))(x)
+    assert np.all(np.isfinite(gradient))
+    # of the corner, and half a width each of the two rows that are 0
+    np.testing.assert_allclose(found, 2 * (2**0.5 + 0.1 / 2**0.5), rtol=1e-5)
 
 
 def test_zero_group_stays_at_zero_with_a_finite_gradient():

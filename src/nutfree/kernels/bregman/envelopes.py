@@ -107,8 +107,16 @@ def widened(term, x, width):
 
 
 def _separated(term, number):
-    """The least of a number per element, where a term does not separate."""
-    return number if getattr(term, "separable", False) else jnp.min(number)
+    """A number per element, as one for each of what a term separates into.
+
+    That of a row is the root of its mean square. Of all it is the least, but for those
+    that are 0, of elements that are always 0.
+    """
+    if getattr(term, "separable", False):
+        return number
+    if getattr(term, "by_rows", False) and jnp.ndim(number):
+        return jnp.sqrt(jnp.mean(jnp.square(number), axis=-1))
+    return jnp.min(jnp.where(number > 0, number, jnp.inf))
 
 
 def smoothed_log_density(split: Split, smooth: Callable, scales: Mapping) -> Callable:

@@ -2,10 +2,12 @@
 
 Everything counts towards the 131,072 evaluations: pilot, warm-up, burn-in. A figure is
 how many exact, independent draws have the mean squared error that the means, or the
-standard deviations, had over all coordinates and seeds. Peers: NumPyro's AIES, emcee's
-stretch move and its mix of differential evolution and snooker, BlackJAX's random walk.
-NUTS, which uses gradients, stands beside them where one exists; for it a gradient
-counts as an evaluation. emcee is run where it can be imported (the extra `bench`).
+standard deviations, had over all coordinates and seeds. Peers: NumPyro's AIES and ESS,
+emcee's stretch move and its mix of differential evolution and snooker, BlackJAX's
+random walk, and its adaptive tempered SMC with moves by random walk.
+NUTS, which uses gradients, stands beside them; for it a gradient counts as an
+evaluation. emcee is run where it can be imported (the extra `bench`). NumPyro does not
+say what a slice of its ESS costs; five evaluations are counted, as few as it takes.
 
 All start from the same wide law, N(0, 5^2) in every coordinate; ensembles of walkers
 drop the first quarter of their steps. Every target has an exact sampler.
@@ -14,14 +16,17 @@ drop the first quarter of their steps. Every target has an exact sampler.
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from blackjax.smc import resampling
 from numpy.typing import NDArray
-from numpyro.infer import AIES, MCMC
+from numpyro.infer import AIES, ESS, MCMC
 
 import nutfree as nf
 from nutfree import registry
@@ -32,6 +37,14 @@ START_SCALE = 5.0
 NUM_EXACT = 500_000
 #: Part of an ensemble of walkers' steps that is dropped.
 BURN_IN = 0.25
+#: Walkers of emcee, at least.
+EMCEE_WALKERS = 128
+#: Evaluations of a slice.
+SLICE_EVALS = 5
+#: Particles of tempered SMC, and random-walk steps of each at a temperature.
+NUM_PARTICLES, NUM_MOVES = 1024, 5
+#: Shares of the budget that a chain may draw at most, after pilot and warm-up.
+MOST_DRAWS = {"ensemble": 0.7, "blackjax.rmh": 1.0, "blackjax.nuts": 0.1}
 NUM_WARMUP = {"ensemble": 100, "blackjax.rmh": 10_000, "blackjax.nuts": 500}
 
 
@@ -179,7 +192,7 @@ def of_kernel(name: str, problem: Problem, seeds: int) -> list[NDArray]:
     spec = registry.get(name)
     algorithm, num_warmup = chain.algorithm(spec, {}), NUM_WARMUP[name]
     target = nf.Target(problem.logdensity, jnp.zeros(problem.dim))
-    num_draws = BUDGET // (4 if name == "blackjax.nuts" else 1)
+    num_draws = int(MOST_DRAWS[name] * BUDGET)
 
     @jax.jit
     def run(keys):
@@ -214,15 +227,15 @@ def num_walkers(problem: Problem) -> int:
     return max(32, 4 * problem.dim)
 
 
-def of_aies(problem: Problem, seeds: int) -> list[NDArray]:
+def of_numpyro(
+    sampler: Callable, cost: int, problem: Problem, seeds: int
+) -> list[NDArray]:
+    """Walkers of NumPyro's, whose steps take `cost` evaluations each."""
     walkers = num_walkers(problem)
-    steps = BUDGET // walkers
+    steps = BUDGET // (walkers * cost)
     burn_in = int(BURN_IN * steps)
     mcmc = MCMC(
-        AIES(
-            potential_fn=lambda x: -problem.logdensity(x),
-            moves={AIES.DEMove(): 0.5, AIES.StretchMove(): 0.5},
-        ),
+        sampler(lambda x: -problem.logdensity(x)),
         num_warmup=burn_in,
         num_samples=steps - burn_in,
         num_chains=walkers,
@@ -238,10 +251,90 @@ def of_aies(problem: Problem, seeds: int) -> list[NDArray]:
     return found
 
 
+def aies(potential: Callable) -> AIES:
+    moves = {AIES.DEMove(): 0.5, AIES.StretchMove(): 0.5}
+    return AIES(potential_fn=potential, moves=moves)
+
+
+def ess(potential: Callable) -> ESS:
+    return ESS(potential_fn=potential, moves={ESS.DifferentialMove(): 1.0})
+
+
+def of_smc(problem: Problem, seeds: int) -> list[NDArray]:
+    """Tempered from N(0, 5^2); what is left of the budget moves the particles on."""
+    dim = problem.dim
+
+    def log_base(x):
+        return -0.5 * jnp.sum((x / START_SCALE) ** 2)
+
+    def walk(key, state, logdensity, root):
+        def propose(key, x):
+            return x + root @ jax.random.normal(key, x.shape)
+
+        return blackjax.rmh.build_kernel()(key, state, logdensity, propose)
+
+    def root_of(particles):
+        covariance = jnp.cov(particles.T) + 1e-6 * jnp.eye(dim)
+        return 2.38 / dim**0.5 * jnp.linalg.cholesky(covariance)
+
+    kernel = blackjax.adaptive_tempered_smc.build_kernel(
+        log_base,
+        lambda x: problem.logdensity(x) - log_base(x),
+        walk,
+        blackjax.rmh.init,
+        resampling.systematic,
+        0.5,
+    )
+
+    def one(key):
+        first_key, run_key, pick_key, end_key = jax.random.split(key, 4)
+        x = START_SCALE * jax.random.normal(first_key, (NUM_PARTICLES, dim))
+        start = blackjax.adaptive_tempered_smc.init(x)
+        start = start._replace(tempering_param=jnp.zeros(()))
+
+        def temper(carry):
+            state, count = carry
+            parameters = {"root": root_of(state.particles)[None]}
+            key = jax.random.fold_in(run_key, count)
+            new, _ = kernel(key, state, NUM_MOVES, parameters)
+            new = jax.tree.map(lambda n, o: jnp.asarray(n, o.dtype), new, state)
+            return new, count + 1
+
+        end, count = jax.lax.while_loop(
+            lambda carry: (carry[0].tempering_param < 1) & (carry[1] < 60),
+            temper,
+            (start, jnp.asarray(0)),
+        )
+        chosen = resampling.systematic(pick_key, end.weights, NUM_PARTICLES)
+        x, root = end.particles[chosen], root_of(end.particles[chosen])
+        states = jax.vmap(blackjax.rmh.init, (0, None))(x, problem.logdensity)
+
+        def move(states, key):
+            keys = jax.random.split(key, NUM_PARTICLES)
+            walked = jax.vmap(lambda k, s: walk(k, s, problem.logdensity, root)[0])
+            states = walked(keys, states)
+            return states, states.position
+
+        keys = jax.random.split(end_key, BUDGET // NUM_PARTICLES)
+        moved = jax.lax.scan(move, states, keys)[1]
+        return x, moved, NUM_PARTICLES * (count * (NUM_MOVES + 1) + 1)
+
+    first, moved, spent = jax.jit(jax.vmap(one))(
+        jax.random.split(jax.random.key(1), seeds)
+    )
+    found = []
+    for x, more, count in zip(np.asarray(first), np.asarray(moved), spent):
+        left = max(int((BUDGET - count) // NUM_PARTICLES), 0)
+        chosen = more[:left].reshape(-1, dim) if left else x
+        found.append(np.asarray(chosen, float))
+    return found
+
+
 def of_emcee(moves: str, problem: Problem, seeds: int) -> list[NDArray]:
     import emcee
 
-    walkers = num_walkers(problem)
+    # its loop is Python's, and each turn costs the same
+    walkers = max(EMCEE_WALKERS, num_walkers(problem))
     steps = BUDGET // walkers
     density = jax.jit(jax.vmap(problem.logdensity))
     chosen: Any = {
@@ -290,13 +383,15 @@ def shares(x: NDArray, centers: NDArray) -> NDArray:
 
 
 def contenders() -> dict[str, Callable[[Problem, int], list[NDArray]]]:
-    found: dict[str, Callable] = {"ensemble": lambda *a: of_kernel("ensemble", *a)}
-    found["NumPyro AIES"] = of_aies
+    found: dict[str, Callable] = {"ensemble": partial(of_kernel, "ensemble")}
+    found["NumPyro AIES"] = partial(of_numpyro, aies, 1)
+    found["NumPyro ESS"] = partial(of_numpyro, ess, SLICE_EVALS)
     if importlib.util.find_spec("emcee"):
-        found["emcee stretch"] = lambda *a: of_emcee("stretch", *a)
-        found["emcee DE, snooker"] = lambda *a: of_emcee("DE and snooker", *a)
-    found["blackjax.rmh"] = lambda *a: of_kernel("blackjax.rmh", *a)
-    found["blackjax.nuts (gradients)"] = lambda *a: of_kernel("blackjax.nuts", *a)
+        found["emcee stretch"] = partial(of_emcee, "stretch")
+        found["emcee DE, snooker"] = partial(of_emcee, "DE and snooker")
+    found["blackjax.rmh"] = partial(of_kernel, "blackjax.rmh")
+    found["BlackJAX tempered SMC"] = of_smc
+    found["blackjax.nuts (gradients)"] = partial(of_kernel, "blackjax.nuts")
     return found
 
 
@@ -310,7 +405,7 @@ def run(quick: bool = False, only: str = "") -> pd.DataFrame:
     seeds = 2 if quick else 8
     chosen = [p for p in problems() if only in p.name]
     if quick and not only:
-        chosen = [p for p in chosen if p.dim == 2]
+        chosen = [p for p in chosen if p.name == "8 modes d=2"]
     rows = []
     for problem in chosen:
         for name, contender in contenders().items():
@@ -318,5 +413,6 @@ def run(quick: bool = False, only: str = "") -> pd.DataFrame:
                 continue
             means, sds, variation = effective(problem, contender(problem, seeds))
             rows.append((problem.name, name, means, sds, variation))
+            print(*rows[-1], flush=True)
     columns = ["target", "sampler", "draws (means)", "draws (sds)", "modes TV"]
     return pd.DataFrame(rows, columns=columns)

@@ -19,6 +19,8 @@ OTHERS = ("nuts", "multiscale", "mala")
 QUICK = ("eight_schools", "galaxies")
 #: Posteriors over so many rows that a run takes minutes, or of more than 80 dimensions.
 DEAR = {"adult", "bnn", "german", "sonar", "ionosphere"}
+#: Those without a gradient, which the others cannot run on.
+BLACK_BOXES = {"lotka_volterra_scipy", "source_location"}
 #: A pick may take so many times the seconds of the best.
 GOOD = 2.0
 
@@ -26,7 +28,7 @@ GOOD = 2.0
 def posteriors(quick: bool) -> dict:
     if quick:
         return {name: models.load(name) for name in QUICK}
-    zoo = {n: models.load(n) for n in models.names() if n not in DEAR}
+    zoo = {n: models.load(n) for n in models.names() if n not in DEAR | BLACK_BOXES}
     return zoo | {n: posteriordb.load(n) for n in posteriordb.names()}
 
 

@@ -19,6 +19,7 @@ NAMES = (
     "constrained",
     "nonsmooth",
     "gradientfree",
+    "tunnel",
     "bigdata",
     "ondisk",
     "faults",
@@ -32,6 +33,7 @@ FILTERED = (
     "multimodal",
     "nonsmooth",
     "gradientfree",
+    "tunnel",
     "bigdata",
     "federated",
 )

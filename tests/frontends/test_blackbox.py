@@ -79,6 +79,31 @@ def test_eight_calls_run_side_by_side():
         assert np.all(np.isfinite(jax.vmap(box)(stacked(8))))
 
 
+@pytest.mark.slow
+def test_calls_run_on_dask(tmp_path):
+    """Workers are processes of their own, with nothing of this one but the function."""
+    distributed = pytest.importorskip("distributed")
+
+    def where(position):
+        import os
+
+        (tmp_path / str(os.getpid())).touch()
+        return -0.5 * float(position["y"]) ** 2
+
+    with distributed.Client(
+        n_workers=2, threads_per_worker=1, dashboard_address=None
+    ) as client:
+        box = nf.blackbox(where, executor=client.get_executor())
+        found = jax.jit(jax.vmap(box))({"y": jnp.arange(16.0)})
+    np.testing.assert_allclose(found, -0.5 * np.arange(16.0) ** 2)
+    import os
+
+    workers = {path.name for path in tmp_path.iterdir()}
+    assert workers
+    assert str(os.getpid()) not in workers
+    assert box.num_calls == 16
+
+
 def test_known_values_are_not_computed_again_by_a_later_process(tmp_path):
     positions = stacked(6)
     first = nf.blackbox(potential, cache=tmp_path / "known")

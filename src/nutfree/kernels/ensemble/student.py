@@ -121,6 +121,15 @@ def fit(rng_key, current: StudentMixture, x, weights) -> StudentMixture:
     return _em(x, weights, chosen, moments(x, weights)[1], LAST_STEPS)
 
 
+def fit_apart(rng_key, current: StudentMixture, x) -> StudentMixture:
+    """The mixture of points `(n, d)` of equal weight, from a start at some that lie
+    apart; for points that are spread so evenly that no other start is better."""
+    weights = jnp.full(len(x), 1 / len(x), x.dtype)
+    root = jnp.linalg.cholesky(moments(x, weights)[1])
+    start = _apart(rng_key, x, weights, root, current.log_weight.size)
+    return _em(x, weights, start, moments(x, weights)[1], FIRST_STEPS + LAST_STEPS)
+
+
 def moments(x, weights) -> tuple[jax.Array, jax.Array]:
     """Mean and covariance, shrunk to its diagonal where the points are few for it."""
     center = weights @ x

@@ -31,6 +31,7 @@ from nutfree.kernels.ensemble.student import (
     StudentMixture,
     draw,
     fit,
+    fit_apart,
     log_density,
     one_component,
     together,
@@ -240,12 +241,13 @@ def fit_tempered(
         known = jnp.where(jnp.isfinite(kept.logdensity), kept.logdensity, 0.0)
         height = weights[1] @ known.ravel()
         walkers = walked(walk_key, state, kept, weights[1], power, temperature)
-        points = jnp.concatenate([kept.points.reshape(-1, d), walkers])
-        none = jnp.zeros((1, len(walkers)), dtype)
-        even = jnp.full((1, len(walkers)), 1 / len(walkers), dtype)
-        weights = jnp.block([[weights[:1], none], [0 * weights[1:], even]])
-        fitted = jax.vmap(fit, (None, 0, None, 0))(
-            fit_key, state.mixtures, points, weights
+        narrow, wide = (
+            jax.tree.map(lambda leaf, i=i: leaf[i], state.mixtures) for i in (0, 1)
+        )
+        fitted = jax.tree.map(
+            lambda *leaves: jnp.stack(leaves),
+            fit(fit_key, narrow, kept.points.reshape(-1, d), weights[0]),
+            fit_apart(fit_key, wide, walkers),
         )
         temperature = jnp.where(usable, temperature, state.temperature)
         num_full = state.num_full + (temperature >= 1)

@@ -253,6 +253,11 @@ def test_tree_has_the_draws_and_what_they_cost():
 
 
 def test_the_first_argument_must_be_a_kernel():
+    def model(x):
+        """What a call of it returns is no model."""
+
+    with pytest.raises(nf.InvalidOption, match="not what a call of it returns"):
+        nf.sample(nf.kernel("toy", model(3.0)), 3.0)
     with pytest.raises(nf.InvalidOption, match="pass a kernel, such as"):
         nf.sample(regression, **DATA)
 

@@ -74,7 +74,8 @@ def check_posterior(name: str, model: Any, potential_fn: Any, init_strategy: Any
     if (model is None) == (potential_fn is None):
         raise InvalidOption(
             "Pass either a model or potential_fn=..., and not both: "
-            f'nutfree.kernel("{name}", model).'
+            f'nutfree.kernel("{name}", model), the model itself and not what a call '
+            "of it returns."
         )
     given: tuple[tuple[str, Any, str], ...] = (
         ("model", model, "a NumPyro model, a function that calls numpyro.sample"),

@@ -18,6 +18,7 @@ from nutfree.frontends.windows import find
 from nutfree.hosts.arguments import model_arguments
 from nutfree.hosts.checks import check_init_params, check_settings, explain
 from nutfree.hosts.interrupts import Interrupts
+from nutfree.hosts.kernel import Unbound
 from nutfree.hosts.moments import check_moments
 from nutfree.hosts.numpyro import NutfreeKernel
 from nutfree.hosts.pieces import PiecewiseMCMC
@@ -162,6 +163,13 @@ def sample(
         >>> tree = nf.sample(kernel, num_warmup=50, num_samples=50, num_chains=1,
         ...                  init_params=0.0, progress_bar=False)
     """
+    if isinstance(kernel, Unbound):
+        name = kernel.spec.name
+        raise InvalidOption(
+            f"The kernel '{name}' has no model. Write "
+            f'nutfree.kernel("{name}", model), with the model itself and not what a call of it returns; its arguments "
+            "go to nutfree.sample."
+        )
     if not isinstance(kernel, MCMCKernel):
         raise InvalidOption(
             f"The first argument is a {type(kernel).__name__}; pass a kernel, such as "

@@ -167,8 +167,8 @@ def sample(
         name = kernel.spec.name
         raise InvalidOption(
             f"The kernel '{name}' has no model. Write "
-            f'nutfree.kernel("{name}", model), with the model itself and not what a call of it returns; its arguments "
-            "go to nutfree.sample."
+            f'nutfree.kernel("{name}", model), with the model itself and not what a '
+            "call of it returns; its arguments go to nutfree.sample."
         )
     if not isinstance(kernel, MCMCKernel):
         raise InvalidOption(

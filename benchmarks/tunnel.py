@@ -7,9 +7,9 @@ standard deviations, which all are given, with the estimate of D that knows no m
 (restart="look"), and no moves between modes follow. Each gets as many gradients over
 its chains, pilots of its own included.
 
-`occupancy` is the share of the lighter mode, .2 where all is well; `error` the standard
-error of exact draws of as many as there are; `per draw` the gradients of a draw. The
-first rows go over the separation, the last over the paper's M, the number of noisy
+`occupancy` is the share of draws beyond the middle, and `exact` what it should be;
+`error` is the standard error of independent draws of as many as there are, which those
+of `mala` and `multiscale` are not; `per draw` has the gradients of a draw. The first rows go over the separation, the last over the paper's M, the number of noisy
 observations, at one separation.
 
 clc loses where the modes are far apart: without a pilot, Langevin steps from the look
@@ -17,6 +17,7 @@ do not reach the other mode's share of D, and its estimate is that of one mode. 
 SMC and multalmc, which keep a population or anneal the noise, hold up better.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -155,12 +156,15 @@ def contenders() -> dict[str, Callable[[float, int], tuple]]:
 def row(separation: float, looks: int | None, name: str, found: tuple) -> dict:
     x, each = found
     held = x[..., 0] > separation / 2
+    beyond = 0.5 * math.erfc(separation / 8**0.5)
+    exact = WEIGHT * (1 - beyond) + (1 - WEIGHT) * beyond
     return {
         "separation": separation,
         "M": looks or 24,
         "sampler": name,
         "occupancy": float(held.mean()),
-        "error": (WEIGHT * (1 - WEIGHT) / held.size) ** 0.5,
+        "exact": exact,
+        "error": (exact * (1 - exact) / held.size) ** 0.5,
         "sd in the heavy mode": float(x[~held].std()) if (~held).any() else np.nan,
         "per draw": each,
     }

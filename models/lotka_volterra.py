@@ -8,7 +8,8 @@ gradients only.
 Model: Carpenter (2018), *Predator-Prey Population Dynamics*, Stan case studies. Data:
 pelts of hares and lynxes in thousands, 1900 to 1920, Hudson's Bay Company; published
 figures (Odum, *Fundamentals of Ecology*).
-For NUTS: easy, at many steps of a solver a gradient.
+For NUTS: easy from near the cycles, at many steps of a solver a gradient. A mode
+without cycles, 50 below the other in log density, holds chains that begin at it.
 Family: every kernel with a gradient; those that ask for a Hessian have no forward mode.
 8 dimensions.
 """

@@ -71,6 +71,7 @@ docs: install
 
 pictures: install
 	$(BIN)/python docs/make_pictures.py
+	$(BIN)/python docs/kernel_pictures.py
 
 notebooks: install
 	$(BIN)/python docs/run_notebooks.py

@@ -6,6 +6,7 @@ MkDocs calls the functions whose names begin with `on_`, see `mkdocs.yml`.
 import base64
 import importlib
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -267,9 +268,17 @@ def _notebook(name: str) -> tuple[str, dict[str, bytes]]:
                 parts.append(f'<div class="output">\n{_on_one_line(html)}\n</div>')
             else:
                 text = output.get("text") or data.get("text/plain", "")
+                if output.get("name") == "stderr":
+                    text = _warnings(text)
                 if text.strip():
                     parts.append(f"```text\n{text.rstrip()}\n```")
     return "\n\n".join(parts), pictures
+
+
+def _warnings(text: str) -> str:
+    """Warnings without the lines of code that raised them, in lines that fit."""
+    said = [line for line in text.splitlines() if not line.startswith("  ")]
+    return "\n".join(textwrap.fill(line, 78) for line in said)
 
 
 def _on_one_line(html: str) -> str:

@@ -52,6 +52,7 @@ def test_stored_outputs_are_of_this_version_and_this_code(path):
     assert pictures
     assert max(len(base64.b64decode(p)) for p in pictures) <= MAX_PICTURE_BYTES
     assert str(ROOT) not in path.read_text()
+    assert "never moved" not in path.read_text()  # what a run that failed says
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -34,6 +34,8 @@ COME_WITH = {
     "scipy": "jax",
     "tqdm": "numpyro",
 }
+#: What is there wherever it is asked for: a notebook runs in it.
+IN_NOTEBOOKS = {"IPython"}
 
 
 def module_of(requirement: str) -> str:
@@ -67,7 +69,7 @@ def test_whatever_the_source_imports_is_declared():
     source = set()
     for path in (ROOT / "src" / "nutfree").rglob("*.py"):
         source |= imported(path)
-    source -= set(sys.stdlib_module_names) | {"nutfree"}
+    source -= set(sys.stdlib_module_names) | {"nutfree"} | IN_NOTEBOOKS
     assert {COME_WITH.get(name, name) for name in source} <= declared
 
 

@@ -17,7 +17,7 @@ SUMMED = {"enumerate": "parallel"}
 
 def components():
     weight = numpyro.sample("weight", dist.Beta(2, 2))
-    loc = numpyro.sample("loc", dist.Normal(np.array([-2.0, 2.0]), 1).to_event(1))
+    loc = numpyro.sample("loc", dist.Normal(np.array([-3.0, 3.0]), 0.5).to_event(1))
     numpyro.deterministic("gap", loc[1] - loc[0])
     return weight, loc
 
@@ -96,7 +96,7 @@ def test_kernels_that_need_single_rows_or_terms_say_why_there_are_none():
 
 @pytest.mark.slow
 def test_draws_are_those_of_numpyros_nuts():
-    """Four standard errors of 4,000 draws with at least a tenth effective, or so."""
+    """Four standard errors of 4,000 draws, of which a tenth is effective, or so."""
     settings = {"num_warmup": 500, "num_samples": 1000, "progress_bar": False}
     trees = [
         nf.sample(nf.kernel(name, labelled), Y, **settings) for name in ("mala", "nuts")

@@ -253,7 +253,17 @@ def read_checkpoint(path: str | os.PathLike) -> xarray.DataTree:
 
     path = Path(path)
     if (path / "zarr.json").exists():
-        return xr.open_datatree(path, engine="zarr", chunks=None, cache=False)
+        # a store whose first piece is not whole yet has no consolidated metadata
+        try:
+            tree = xr.open_datatree(
+                path, engine="zarr", chunks=None, cache=False, consolidated=True
+            )
+            return tree["posterior"].root
+        except (KeyError, ValueError, OSError) as error:
+            raise CheckpointMismatch(
+                f"There are no draws in '{path}' that can be read ({error}). Wait "
+                "until its run has drawn some, or take another folder."
+            ) from error
     _refuse_foreign(path)
     header = _read_header(path)
     draws = [] if header is None else _read_pieces(path, header)

@@ -129,7 +129,9 @@ class Store:
         with _quiet():
             if first == 0:
                 root = self._zarr.open_group(self.path, mode="a", zarr_format=3)
-                root.attrs.update({"nutfree_run": self.run, "sites": self._sites})
+                if root.attrs.get("nutfree_run") != self.run:
+                    about = {"nutfree_run": self.run, "sites": self._sites}
+                    root.attrs.update(about)
             for name, dataset in groups.items():
                 draw = first + np.arange(dataset.sizes["draw"])
                 dataset = dataset.assign_coords(draw=draw)

@@ -15,6 +15,7 @@ import xarray as xr
 
 import nutfree as nf
 from nutfree.report import entries
+from nutfree.report.setup import Setup
 
 
 def tree(interrupted=False):
@@ -110,3 +111,9 @@ def test_a_worker_that_dies_or_is_late_has_its_row_and_the_others_go_on():
     assert found["nuts"] == "its draws"
     assert "BrokenExecutor: killed" in found["mala"].reason
     assert found["clc"].reason == "failed: no result within 0.1 s"
+
+
+def test_code_that_repeats_a_comparison_has_what_was_chosen():
+    settings = {"seed": 0, "coords": None, "prior": 500, "log_likelihood": False}
+    code = Setup(settings=settings).code({"nuts": "nuts"}, {})
+    assert "    kernels=['nuts'],\n    seed=0,\n    prior=500,\n)" in code

@@ -59,7 +59,7 @@ class Setup:
         passed += [
             f"{name}={value!r}"
             for name, value in self.settings.items()
-            if name != "progress_bar"
+            if name != "progress_bar" and value is not None and value is not False
         ]
         body = "".join(f"    {text},\n" for text in passed)
         if self.arguments:

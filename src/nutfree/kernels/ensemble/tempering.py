@@ -15,7 +15,7 @@ the ridge. It is fitted to a power of that same density, to points that were dra
 weights and then walk by its shape (`moves.propose_within`). On a banana of sds 1 and
 14, importance weights alone lengthened the ridge too slowly, and a run's error was
 that of its worst fit: 256 effective draws of 131,072 evaluations without a wide
-mixture, 126 to 278 with one fitted to weights, 9,600 with walks.
+mixture, 126 to 278 with one fitted to weights, 2,800 with walks.
 """
 
 from collections.abc import Callable

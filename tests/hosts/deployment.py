@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+import json
 import os
 import signal
 import socket
@@ -168,10 +169,10 @@ class Deployment:
     def register(self, s: int) -> None:
         self.flwr("supernode", "register", f"node{s}.pub", "loop")
 
-    def start_owner(self, s: int, key: bool = True) -> None:
+    def start_owner(self, s: int, name: str = "", key: bool = True) -> None:
         private = ["--auth-supernode-private-key", f"node{s}"] if key else []
         self._start(
-            f"owner{s}" if key else "stranger",
+            name or f"owner{s}",
             [
                 "flower-supernode",
                 *("--root-certificates", "ca.crt"),
@@ -184,6 +185,11 @@ class Deployment:
                 f'partition-id={s} name="owner{s}" noise-seed={s}',
             ],
         )
+
+    def nodes(self) -> list[str]:
+        """Return the states of the nodes that the SuperLink knows of."""
+        told = self.flwr("supernode", "list", "loop", "--format", "json")
+        return [node["status"] for node in json.loads(told)["nodes"]]
 
     def flwr(self, *arguments: str) -> str:
         done = subprocess.run(
@@ -216,7 +222,7 @@ class Deployment:
         end = time.monotonic() + seconds
         while not condition():
             for name, process in self.processes.items():
-                if name != "stranger" and process.poll() is not None:
+                if "stranger" not in name and process.poll() is not None:
                     raise AssertionError(f"{name} has ended: {self.log(name)[-3000:]}")
             if time.monotonic() > end:
                 tails = [f"{n}: {self.log(n)[-1500:]}" for n in self.processes]

@@ -10,12 +10,13 @@ WORKERS ?= 2
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 export TF_CPP_MIN_LOG_LEVEL := 3
 
-.PHONY: help install demo test test-all bench docs pictures dist lint format notebooks clean
+.PHONY: help install demo test test-all test-flower bench docs pictures dist lint format notebooks clean
 
 help:
 	@echo "make demo       install, then compare kernels with NUTS on real posteriors"
 	@echo "make test       install, lint, run the tests, build the documentation"
 	@echo "make test-all   the long statistical runs too"
+	@echo "make test-flower  those of federated deployments, in a venv of their own"
 	@echo "make bench      ratios against named peers, in quick form"
 	@echo "make docs       the documentation in site/, links checked"
 	@echo "make pictures   those of the documentation, made again"
@@ -62,6 +63,13 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+# Flower asks for older packages than the rest, so that it has a venv of its own
+test-flower: install
+	test -x $(VENV)-flower/bin/python || $(BIN)/python -m venv $(VENV)-flower
+	$(VENV)-flower/bin/python -m pip install --quiet --editable '.[dev,federated]'
+	$(VENV)-flower/bin/python -m pytest tests/hosts/test_flower.py \
+	  tests/hosts/test_flower_deployment.py
+
 bench: install
 	$(BIN)/python benchmarks/run.py all --quick
 
@@ -84,5 +92,5 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .mypy_cache build dist site demo-output
+	rm -rf $(VENV) $(VENV)-flower .jax_cache .pytest_cache .ruff_cache .mypy_cache build dist site demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -268,19 +268,23 @@ def run(quick: bool = False) -> pd.DataFrame:
             assert found is not None
             wholes[name] = found
         mala, kept = wholes["mala"], folder / "mala-whole"
-        rows["a signal, and the run after it"] = Counter(
-            _signalled(folder, mala, quick)
-        )
+        cases = {"a signal, and the run after it": _signalled(folder, mala, quick)}
+        moments = 2 if quick else 10
         for name, whole in wholes.items():
-            moments = 2 if quick else 10
-            killed = Counter(_killed(name, folder, whole, moments))
-            rows[f"kill -9, and the run after it: {name}"] = killed
-        killed = Counter(_killed_store(folder, mala, 2 if quick else 10))
-        rows["kill -9, the store, and the run after it"] = killed
-        rows["a file damaged at random"] = Counter(_damaged(kept, mala, tries))
-        rows["a piece forged"] = Counter(_forged(kept, mala))
-        rows["no room on the disk, and after"] = Counter(_without_room(folder, quick))
-        rows["rows that are no data"] = Counter(_bad_rows(folder))
+            killed = _killed(name, folder, whole, moments)
+            cases[f"kill -9, and the run after it: {name}"] = killed
+        cases |= {
+            "kill -9, the store, and the run after it": _killed_store(
+                folder, mala, moments
+            ),
+            "a file damaged at random": _damaged(kept, mala, tries),
+            "a piece forged": _forged(kept, mala),
+            "no room on the disk, and after": _without_room(folder, quick),
+            "rows that are no data": _bad_rows(folder),
+        }
+        for case, outcomes in cases.items():
+            rows[case] = Counter(outcomes)
+            print(case, dict(rows[case]), flush=True)
     table = pd.DataFrame(
         [[sum(c.values()), *(c[o] for o in OUTCOMES)] for c in rows.values()],
         columns=["tried", *OUTCOMES],

@@ -9,12 +9,13 @@ For NUTS: impossible in this form, there is no gradient.
 Family: ensemble, blackjax.rmh. 8 dimensions.
 """
 
+from functools import cache
+
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from scipy.integrate import solve_ivp
 
-import nutfree as nf
 from models import lotka_volterra
 
 
@@ -45,7 +46,12 @@ def log_likelihood(position) -> float:
     return float(np.sum(-0.5 * z**2 - np.log(given["sigma"])))
 
 
-black_box = nf.blackbox(log_likelihood)
+@cache
+def black_box():
+    """The likelihood as a kernel may call it; reading the data needs no nutfree."""
+    import nutfree as nf
+
+    return nf.blackbox(log_likelihood)
 
 
 def model(years, pelts):
@@ -57,7 +63,7 @@ def model(years, pelts):
     rates = numpyro.sample("rates", prior.to_event(1))
     sigma = numpyro.sample("sigma", dist.LogNormal(-1, 1).expand([2]).to_event(1))
     given = {"first": first, "rates": rates, "sigma": sigma}
-    numpyro.factor("pelts", black_box({**given, "years": years, "pelts": pelts}))
+    numpyro.factor("pelts", black_box()({**given, "years": years, "pelts": pelts}))
 
 
 def data() -> dict[str, np.ndarray]:

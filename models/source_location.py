@@ -22,8 +22,6 @@ import numpyro.distributions as dist
 from scipy.sparse import diags_array, eye_array, kron
 from scipy.sparse.linalg import splu
 
-import nutfree as nf
-
 #: Cells along a side of the unit square.
 CELLS = 40
 WIND, DIFFUSION, DECAY = (1.0, 0.3), 0.05, 0.5
@@ -82,14 +80,19 @@ def log_likelihood(position) -> np.ndarray:
     return -0.5 * np.sum(((position["y"] - mean) / NOISE) ** 2, axis=1)
 
 
-black_box = nf.blackbox(log_likelihood, batch=256)
+@cache
+def black_box():
+    """The likelihood as a kernel may call it; reading the data needs no nutfree."""
+    import nutfree as nf
+
+    return nf.blackbox(log_likelihood, batch=256)
 
 
 def model(y):
     place = numpyro.sample("place", dist.Uniform(0, 1).expand([2]).to_event(1))
     strength = numpyro.sample("strength", dist.LogNormal(0, 1))
     position = {"place": place, "strength": strength, "y": y}
-    numpyro.factor("likelihood", black_box(position))
+    numpyro.factor("likelihood", black_box()(position))
 
 
 def data() -> dict[str, np.ndarray]:

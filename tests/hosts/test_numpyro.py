@@ -134,7 +134,7 @@ def test_a_name_alone_is_to_look_at():
     alone = nf.kernel("toy")
     assert "step_size" in alone.options.index
     assert 'nutfree.kernel("toy", model)' in repr(alone)
-    with pytest.raises(nf.InvalidOption, match="pass a kernel"):
+    with pytest.raises(nf.InvalidOption, match="has no model"):
         nf.sample(alone)
     kernel = nf.kernel("toy", regression, step_size=0.1)
     assert repr(kernel) == 'nutfree.kernel("toy", regression, step_size=0.1)'

@@ -107,6 +107,15 @@ def test_a_crash_between_two_writes_is_made_good(tmp_path, monkeypatch):
     assert_same(run(path), whole, ("posterior", "sample_stats"))
 
 
+def test_what_a_run_killed_in_its_first_piece_has_left_half_written_goes(tmp_path):
+    path = tmp_path / "run.zarr"
+    (path / ".nutfree").mkdir(parents=True)
+    (path / "posterior").mkdir()
+    for name in ("zarr.json", "posterior/zarr.json"):
+        (path / name).write_text('{"attributes": {')
+    assert run(path)["posterior"].sizes["draw"] == SETTINGS["num_samples"]
+
+
 def test_a_full_disk_ends_a_run_with_its_draws(tmp_path, monkeypatch):
     path, append, left = tmp_path / "run.zarr", host.Store.append, [4]
 

@@ -268,4 +268,4 @@ def test_the_source_is_found_where_a_grid_finds_it():
         effective = array_stats.ess(place[..., i], method="mean")
         error = place[..., i].std() / effective**0.5
         assert abs(place[..., i].mean() - expected[i]) < 4 * error
-    assert zoo.black_box.num_errors == 0
+    assert zoo.black_box().num_errors == 0

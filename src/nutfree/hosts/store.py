@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -140,6 +141,20 @@ class Store:
                 else:
                     self._extend(name, dataset, first)
 
+    def clear(self) -> None:
+        """Remove what a run that was killed in its first piece has left half written.
+
+        Raises:
+            OSError: if the disk does not let it.
+        """
+        for path in self.path.iterdir():
+            if path == self.state:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
     def _create(self, name: str, dataset: xr.Dataset, total: int | None = None) -> None:
         # a checksum tells a damaged chunk from a whole one
         codec = self._zarr.codecs.ZstdCodec(level=1, checksum=True)
@@ -230,6 +245,8 @@ class StoredDraws(Draws):
     def add(self, made):
         try:
             groups = self._store.groups(self._mcmc, made)
+            if not self.number:
+                self._store.clear()
             self._store.append(groups, self.number, self._total)
             self._store.commit()
         except OSError as error:

@@ -109,4 +109,7 @@ def _in_words(found: Mapping[str, str]) -> str:
 
 
 def _in_notebook() -> bool:
-    return "ipykernel" in sys.modules
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    # a shell in a terminal has no kernel, and a library may import IPython for itself
+    return hasattr(shell, "kernel")

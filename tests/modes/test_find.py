@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
-from nutfree.modes.find import find_modes
+from nutfree.frontends.numpyro import model_target
+from nutfree.modes.find import BRIEF_EFFORT, find_modes
 from nutfree.target import Prior, Target
 
 WEIGHTS = np.array([0.7, 0.3])
@@ -61,3 +64,24 @@ def test_descents_that_stop_along_a_ridge_lead_to_one_mode():
     np.testing.assert_allclose(found.sd[0], np.sqrt(np.diag(covariance)), rtol=1e-3)
     log_det = np.linalg.slogdet(2 * np.pi * covariance)[1]
     np.testing.assert_allclose(found.log_mass[0], height + 0.5 * log_det, atol=1e-3)
+
+
+def test_the_neck_of_a_funnel_has_no_modes():
+    """Its density grows without end, and single precision makes steps seem short."""
+    rng = np.random.default_rng(3)
+    group, x = np.repeat(np.arange(8), 6), rng.normal(size=48).astype(np.float32)
+    rates = np.exp(0.5 + 0.4 * x + 0.5 * rng.normal(size=8)[group])
+    counts = rng.poisson(rates)
+
+    def model():
+        level = numpyro.sample("level", dist.Normal(0, 2))
+        slope = numpyro.sample("slope", dist.Normal(0, 1))
+        scale = numpyro.sample("scale", dist.HalfNormal(1))
+        with numpyro.plate("groups", 8):
+            effect = numpyro.sample("effect", dist.Normal(0, scale))
+        rate = jnp.exp(level + slope * x + effect[group])
+        with numpyro.plate("rows", 48):
+            numpyro.sample("count", dist.Poisson(rate), obs=counts)
+
+    found = find_modes(model_target(model), effort=BRIEF_EFFORT)
+    assert not len(found.log_mass)

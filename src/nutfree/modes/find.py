@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from numpy.typing import NDArray
 
 from nutfree.modes.candidates import (
+    WIDEST,
     Candidates,
     curvature_at,
     laplace_at,
@@ -191,8 +192,26 @@ def _arrived(
     )
     values = jnp.where(counts, values, -jnp.inf)
     modes, count = laplace_at(logdensity, points, values, rng_key)
-    decrement = newton_decrement(jax.vmap(jax.grad(logdensity))(points), modes)
+    gradients = jax.vmap(jax.grad(logdensity))(points)
+    decrement = newton_decrement(gradients, modes)
+    if modes.axes.size:
+        scaled = jax.vmap(_scaled_decrement)(gradients, modes.curvature)
+        decrement = jnp.maximum(decrement, scaled)
     return modes, decrement, jnp.sum(spent) + count + len(points)
+
+
+def _scaled_decrement(gradient, curvature) -> jax.Array:
+    """Compute the squared length of a Newton step in coordinates of unit curvature.
+
+    Where curvatures differ by 1e7, as in the neck of a funnel, rounding makes up the
+    small eigenvalues of their matrix, and a slope seems to be a mode. It does not reach
+    those of a matrix that is scaled to a unit diagonal.
+    """
+    scale = jnp.minimum(jnp.abs(jnp.diag(curvature)) ** -0.5, WIDEST)
+    scaled = jnp.nan_to_num(curvature * scale[:, None] * scale)
+    eigenvalues, axes = jnp.linalg.eigh(scaled)
+    size = jnp.maximum(jnp.abs(eigenvalues), ROUNDING)
+    return jnp.sum((axes.T @ (scale * gradient)) ** 2 / size)
 
 
 def _curves_down(curvature) -> jax.Array:

@@ -186,7 +186,9 @@ def _interrupted(monkeypatch, after):
 
 
 def test_a_log_file_tells_how_the_draws_are_so_far(monkeypatch, capsys):
-    pytest.importorskip("ipykernel")  # which makes no notebook of a script
+    # other tests of the process may have started one
+    monkeypatch.setattr(host, "_in_notebook", lambda: False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
     monkeypatch.setattr(host, "LINE_SECONDS", -1.0)
     settings = {"num_warmup": 25, "num_samples": 60, "num_chains": 2}
     nf.sample(nf.kernel("toy", regression), **DATA, **settings)

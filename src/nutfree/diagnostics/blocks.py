@@ -54,6 +54,31 @@ class RunningMoments:
         self.number = number
 
 
+class RunningFaults:
+    """What speaks against draws that come in blocks, whatever their law.
+
+    Attributes:
+        not_finite: how many numbers are not.
+        largest: the absolute value of the largest that is.
+        unmoved: of each chain, whether all draws are the same.
+    """
+
+    def __init__(self) -> None:
+        self.not_finite, self.largest = 0, 0.0
+        self.unmoved: Any = True
+        self._compared: Any = None
+
+    def add(self, block: NDArray) -> None:
+        """Add draws, `(chains, draws, ...)`."""
+        finite = np.isfinite(block)
+        self.not_finite += int(block.size - finite.sum())
+        largest = np.max(np.abs(block), initial=0, where=finite)
+        self.largest = max(self.largest, float(largest))
+        self._compared = block[:, :1] if self._compared is None else self._compared
+        same = np.all(block == self._compared, axis=tuple(range(1, block.ndim)))
+        self.unmoved = self.unmoved & same
+
+
 def split_r_hat(halves: list[RunningMoments]) -> NDArray:
     """Return R-hat of every parameter, from halves of chains.
 
@@ -90,23 +115,17 @@ def worst_of(site: xr.DataArray) -> dict[str, Any]:
     """
     halves = [RunningMoments(), RunningMoments()]
     middle = site.sizes["draw"] // 2
-    not_finite, largest = 0, 0.0
-    first_draw: Any = None
-    unmoved = np.ones(site.sizes["chain"], bool)
+    faults = RunningFaults()
     for first, block in in_blocks(site):
-        finite = np.isfinite(block)
-        not_finite += int(block.size - finite.sum())
-        largest = max(largest, float(np.max(np.abs(block), initial=0, where=finite)))
-        first_draw = block[:, :1] if first_draw is None else first_draw
-        unmoved &= np.all(block == first_draw, axis=tuple(range(1, block.ndim)))
+        faults.add(block)
         cut = min(max(middle - first, 0), block.shape[1])
         halves[0].add(block[:, :cut], 1)
         halves[1].add(block[:, cut:], 1)
     r_hat = split_r_hat(halves)
     r_hat = r_hat[np.isfinite(r_hat)]
     return {
-        "r_hat": float(r_hat.max()) if r_hat.size and not not_finite else np.nan,
-        "not_finite": not_finite,
-        "largest": largest,
-        "unmoved": unmoved,
+        "r_hat": float(r_hat.max()) if r_hat.size and not faults.not_finite else np.nan,
+        "not_finite": faults.not_finite,
+        "largest": faults.largest,
+        "unmoved": faults.unmoved,
     }

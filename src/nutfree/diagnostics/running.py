@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from nutfree.diagnostics.blocks import RunningMoments, split_r_hat
+from nutfree.diagnostics.blocks import RunningFaults, RunningMoments, split_r_hat
 
 #: Where draws are counted, in standard deviations from the mean.
 GRID = np.concatenate([[-8.0, -5.5], np.arange(-4, 4.01, 0.25), [5.5, 8.0]])
@@ -40,7 +40,7 @@ COLUMNS = (
 )
 
 
-class RunningSummary:
+class RunningSummary(RunningFaults):
     """What is told of the draws of one site.
 
     Args:
@@ -48,6 +48,7 @@ class RunningSummary:
     """
 
     def __init__(self, total: int):
+        super().__init__()
         self.total, self.number = total, 0
         self._halves = [RunningMoments(), RunningMoments()]
         self._batch, self._batches = RunningMoments(), RunningMoments()
@@ -58,18 +59,12 @@ class RunningSummary:
         self._counted = 0
         self._least: Any = np.inf
         self._most: Any = -np.inf
-        self.not_finite, self.largest = 0, 0.0
-        self.unmoved: Any = True
-        self._one: Any = None
+        self._shape: tuple[int, ...] = ()
 
     def add(self, block: NDArray) -> None:
         """Add draws, `(chains, draws, ...)`."""
-        finite = np.isfinite(block)
-        self.not_finite += int(block.size - finite.sum())
-        largest = np.max(np.abs(block), initial=0, where=finite)
-        self.largest = max(self.largest, float(largest))
-        self._one = block[:, :1] if self._one is None else self._one
-        self.unmoved &= np.all(block == self._one, axis=tuple(range(1, block.ndim)))
+        super().add(block)
+        self._shape = block.shape[2:]
         ends = {self.number, self.number + block.shape[1]}
         batches = range(0, self.total + 1, self._length)
         cuts = {self.total // 2, self._first, *batches}
@@ -133,12 +128,12 @@ class RunningSummary:
     def r_hat(self) -> NDArray:
         """Return R-hat of every parameter."""
         if not all(half.number for half in self._halves):
-            return np.full(self._one.shape[2:], np.nan)
+            return np.full(self._shape, np.nan)
         return split_r_hat(self._halves)
 
     def _quantile(self, probability: float) -> NDArray:
         if not self._counted:
-            return np.full(self._one.shape[2:], np.nan)
+            return np.full(self._shape, np.nan)
         n = self._counted
         end = 0.5 / n
         x_low, p_low = np.asarray(self._least, np.float64), np.full((), end)

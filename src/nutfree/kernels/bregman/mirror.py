@@ -10,6 +10,7 @@ This file has what the maps share and the Euclidean map; `barriers` and `entropi
 those of bounded supports, and `geometry` finds the map of a support.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import jax
@@ -59,12 +60,12 @@ class MirrorMap:
         return self.value(x) - self.value(y) - jnp.sum(self.grad(y) * (x - y))
 
 
-class Bounded(MirrorMap):
+class Bounded(MirrorMap, ABC):
     """A map of a support with a boundary, `distance(x)` away at its nearest side."""
 
+    @abstractmethod
     def distance(self, x):
         """Of x from the boundary, of its shape."""
-        raise NotImplementedError
 
     def noise(self, x, xi, step_size):
         """Noise of the variance that `MirrorMap.noise` has, but uniform.

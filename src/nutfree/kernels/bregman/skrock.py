@@ -48,18 +48,8 @@ MAX_STEP = 1.0
 
 
 @dataclass(frozen=True)
-class Options:
-    step_size: float | None = option(
-        None, "step gamma, in units of the preconditioned coordinates", gt=0, tuned=True
-    )
+class Options(myula.Options):
     num_stages: int = option(8, "stages s of a step, a gradient each", ge=2)
-    num_steps: int | None = option(
-        None, "steps per transition; None is 2 / gamma or more", ge=1, tuned=True
-    )
-    smoothing: float | None = option(
-        None, "envelope parameter lambda, as a multiple of gamma", gt=0, tuned=True
-    )
-    num_pilot: int = option(400, "transitions before the first, to find scales", ge=40)
 
 
 class SKROCKState(NamedTuple):

@@ -24,7 +24,7 @@ from numpyro.util import nested_attrgetter
 from nutfree.errors import CheckpointMismatch, InvalidOption, warn
 from nutfree.frontends.arguments import constant, span_processes
 from nutfree.hosts import underway
-from nutfree.hosts.checkpoint import Checkpoint, fingerprint, versions
+from nutfree.hosts.checkpoint import Checkpoint
 from nutfree.hosts.draws import Draws
 from nutfree.hosts.interrupts import Interrupts, stopped_by
 from nutfree.hosts.lanes import in_lanes, in_order, of_first_lane
@@ -32,6 +32,7 @@ from nutfree.hosts.moments import MomentsOfDraws
 from nutfree.hosts.numpyro import NutfreeKernel
 from nutfree.hosts.program import has_field, piece_program
 from nutfree.hosts.progress import Progress
+from nutfree.hosts.same_run import check_density, described
 from nutfree.hosts.store import BLOCK_BYTES, Store
 from nutfree.hosts.underway import Done, Pace, Run, how_it_goes
 from nutfree.numerics.programs import TRACING
@@ -299,63 +300,17 @@ class PiecewiseMCMC(MCMC):
             like = self._begin(rng_key, init_params, kernel.init_shape)
         else:
             like = state = self._begin(rng_key, init_params)
-        keeper = Checkpoint(
-            self.checkpoint, self._described(rng_key, like, extra_fields, init_params)
-        )
+        run = described(self, rng_key, like, extra_fields, init_params)
+        keeper = Checkpoint(self.checkpoint, run)
         self._kept = keeper
         if keeper.progress is not None:
             if Done.kept(keeper.progress, self.checkpoint).draws:
                 like = jax.eval_shape(lambda s: in_lanes(s, self.draws_at_once), like)
             state = keeper.state(like)
             if keeper.run["calls back to Python"]:
-                self._check_density(state)
+                check_density(self, state)
             return keeper, state
         return keeper, self._begin(rng_key, init_params) if state is None else state
-
-    def _described(self, rng_key, state, extra_fields, init_params) -> dict[str, Any]:
-        """Return what must be the same where a run goes on."""
-        kernel, args, kwargs = self.sampler, self._args, self._kwargs
-        if not self._vectorized:
-            state = jax.eval_shape(partial(jax.tree.map, lambda x: x[0]), state)
-        spec = getattr(kernel, "spec", None)
-        digest, calls_back = fingerprint(
-            lambda s: kernel.sample(s, args, kwargs),
-            state,
-            data=(args, kwargs, init_params),
-        )
-        return {
-            "kernel": spec.name if spec is not None else type(kernel).__name__,
-            "options": getattr(kernel, "options", {}),
-            **{f"{name}_version": v for name, v in versions().items()},
-            "num_warmup": self.num_warmup,
-            "num_chains": self.num_chains,
-            "thinning": self.thinning,
-            "rest of num_samples by thinning": self.num_samples % self.thinning,
-            "chain_method": self.chain_method,
-            "draws_at_once": self.draws_at_once,
-            "random key": np.asarray(jax.random.key_data(rng_key)).tolist(),
-            "extra_fields": list(extra_fields),
-            "sample_field": kernel.sample_field,
-            "model, data or init_params": digest,
-            "calls back to Python": calls_back,
-        }
-
-    def _check_density(self, state) -> None:
-        """Refuse a density that is not the one that the state was made with.
-
-        No digest tells what a program does that calls back to Python.
-        """
-        if not isinstance(self.sampler, NutfreeKernel):
-            return
-        target = self.sampler.target(self._args, self._kwargs)
-        first = jax.tree.map(lambda x: x[0], (state.z, state.potential_energy))
-        kept, now = -float(first[1]), float(target(first[0]))
-        if not abs(now - kept) <= 1e-3 + 1e-4 * abs(kept) and not math.isnan(kept):
-            raise CheckpointMismatch(
-                f"The checkpoint '{self.checkpoint}' is of another density: where the "
-                f"run stopped it was {kept:.6g}, and now it is {now:.6g}. Run with the "
-                "same, or take another folder."
-            )
 
     def _compile_ahead(self, rng_key, init_params, size: int, extra_fields):
         """Compile the programs of a run side by side, and return its `piece`.

@@ -36,6 +36,11 @@ OPTIONS = {
 }
 #: Powers of two by which a tuned value is changed, and those for an option.
 LADDER, OPTION_LADDER = range(5, -6, -1), range(2, -5, -1)
+#: The power of two with which they begin here: larger values err by little as well, and
+#: by no order yet.
+BEGIN = {("myula", "smoothing"): 3, ("skrock", "step_size"): 1}
+#: Chains of a group where an error is small before it is of its order.
+MANY_CHAINS = {"skrock": 2048}
 #: Beyond this share of the variance the next order counts as well.
 LARGEST_ERROR = 0.3
 #: What the next order may do to the measured one.
@@ -75,7 +80,8 @@ def design(spec, options) -> Design:
         return Design(16, 256, 0, 1)
     if spec.draws == "ensemble":
         return Design(256, 1, 0, options.num_particles)
-    return Design(16, 128 if spec.name in QUICK else 512, 20, 20)
+    chains = MANY_CHAINS.get(spec.name, 128 if spec.name in QUICK else 512)
+    return Design(16, chains, 20, 20)
 
 
 def variances(algorithm, plan, rng_key, **changed):
@@ -134,7 +140,9 @@ def measured(spec, name) -> list[tuple[float, float, float]]:
     begun = jax.eval_shape(lambda: parameters(algorithm))
     if name in begun:
         tuned = np.asarray(jax.jit(lambda: parameters(algorithm)[name])())
-        values = [np.asarray(tuned * 2.0**k, tuned.dtype) for k in LADDER]
+        first = BEGIN.get((spec.name, name), LADDER[0])
+        ladder = [k for k in LADDER if k <= first]
+        values = [np.asarray(tuned * 2.0**k, tuned.dtype) for k in ladder]
         values = [value for value in values if value > 0]
         plan = design(spec, algorithm.options)
         at = jax.jit(lambda v: variances(algorithm, plan, key, **{name: v}))

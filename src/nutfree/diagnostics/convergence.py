@@ -10,6 +10,7 @@ from nutfree.diagnostics.limits import (
     GOOD_ESS_PER_CHAIN,
     GOOD_R_HAT,
     MAX_DIVERGENT,
+    MAX_MISFIT,
     MAX_R_HAT,
     MIN_ESS,
     OVERFLOW,
@@ -19,6 +20,7 @@ from nutfree.diagnostics.limits import (
 FINITE, R_HAT, ESS = "draws are finite", "R-hat", "bulk ESS"
 TAIL_ESS = "tail ESS"
 DIVERGENCES = "divergences"
+SURROGATES = "owners' surrogates"
 
 
 class Convergence(NamedTuple):
@@ -34,6 +36,9 @@ class Convergence(NamedTuple):
         Share of the transitions that diverged; NaN where that was not recorded.
     largest
         Absolute value of the largest finite draw.
+    misfit
+        How far data owners strayed from their surrogates, see `misfit_of`; NaN for
+        kernels without.
     """
 
     ess_bulk: float
@@ -43,6 +48,7 @@ class Convergence(NamedTuple):
     unmoved: list[int]
     divergent: float
     largest: float = 0.0
+    misfit: float = float("nan")
 
     @property
     def problems(self) -> dict[str, str]:
@@ -61,6 +67,8 @@ class Convergence(NamedTuple):
             )
         if broken:
             found[FINITE] = "; ".join(broken)
+        if self.misfit > MAX_MISFIT:
+            found[SURROGATES] = misfit_in_words(self.misfit)
         if self.r_hat > MAX_R_HAT:
             found[R_HAT] = f"chains disagree (R-hat {self.r_hat:.2f})"
         if self.divergent > MAX_DIVERGENT:
@@ -110,6 +118,7 @@ def convergence(posterior: xr.Dataset, stats: xr.Dataset | None = None) -> Conve
         unmoved=_unmoved(posterior),
         divergent=_divergent(stats),
         largest=_largest(posterior),
+        misfit=misfit_of(stats),
     )
 
 
@@ -127,6 +136,7 @@ def _by_blocks(posterior: xr.Dataset, stats: xr.Dataset | None) -> Convergence:
         unmoved=[int(chain) for chain in np.flatnonzero(unmoved)],
         divergent=_divergent(stats),
         largest=max(site["largest"] for site in found.values()),
+        misfit=misfit_of(stats),
     )
 
 
@@ -178,6 +188,27 @@ def _divergent(stats: xr.Dataset | None) -> float:
     if stats is None or "diverging" not in stats:
         return float("nan")
     return float(stats["diverging"].mean())
+
+
+def misfit_of(stats: xr.Dataset | None) -> float:
+    """Return how far a run's owners strayed from what their surrogates expect.
+
+    It is 1 for exact surrogates. What the step size was chosen to add is taken off,
+    and four standard errors that exact surrogates have in one coordinate.
+    """
+    if stats is None or "surrogate_misfit" not in stats:
+        return float("nan")
+    misfit = stats["surrogate_misfit"].values
+    chosen = stats["predicted_inflation"].values.mean()
+    return float(np.mean(misfit) - chosen - 4 * np.sqrt(2 / misfit.size))
+
+
+def misfit_in_words(misfit: float) -> str:
+    return (
+        f"owners' steps stray {np.sqrt(misfit):.3g} times as far as their surrogates "
+        "expect, of a posterior that one Gaussian does not describe (fald with "
+        "num_local_steps=1 and participation=1 needs no surrogates)"
+    )
 
 
 def short_verdict(tree: xr.DataTree) -> str:

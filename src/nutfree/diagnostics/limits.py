@@ -16,6 +16,10 @@ GOOD_ESS_PER_CHAIN = 100.0
 MIN_ESS = 50.0
 #: Share of transitions that may diverge.
 MAX_DIVERGENT = 0.01
+#: Mean square of how far owners stray from what their surrogates expect, over what it
+#: is for a Gaussian: 1.1 for logistic rows of which an owner has six, tens and more for
+#: networks, and where one owner steps alone, 1 plus what that adds to variances.
+MAX_MISFIT = 1.3
 #: Draws beyond this have squares that are infinite in single precision.
 OVERFLOW = 1.8e19
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from numpyro.infer import MCMC
 
-from nutfree.diagnostics.convergence import Convergence, in_a_sentence
+from nutfree.diagnostics.convergence import Convergence, in_a_sentence, misfit_of
 from nutfree.diagnostics.convert import stats_attrs
 from nutfree.diagnostics.groups import groups_of
 from nutfree.diagnostics.running import COLUMNS, RunningSummary
@@ -95,7 +95,8 @@ class MomentsOfDraws(Draws):
         return next(k for k in self._sites if k.replace("/", ".") == name)
 
     def verdict(self, tree):
-        return in_a_sentence(self._convergence())
+        misfit = misfit_of(tree["sample_stats"].to_dataset())
+        return in_a_sentence(self._convergence()._replace(misfit=misfit))
 
     def _convergence(self) -> Convergence:
         """Return what speaks against the draws; their effective number is not known."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nutfree import registry
+from nutfree.diagnostics.convergence import short_verdict
 from nutfree.errors import InvalidData, InvalidOption
 from nutfree.hosts.owner import NO_SETTING
 from nutfree.hosts.server_record import restore, store, tree_of
@@ -23,6 +24,8 @@ from nutfree.kernels.federated.federation import (
     Answer,
     Chain,
     add_answer,
+    forecast,
+    misfit,
     no_answers,
     pool,
     server_step,
@@ -56,6 +59,7 @@ class Server:
         self.setting: dict[str, Any] = {}
         self.numbers: dict[str, Any] = {}
         self.ledgers: list[Ledger] = []
+        self.misfit: list[Any] = []
 
     def sample(self, names: list[str]):
         """Run to the end, and return the draws as an `xarray.DataTree`."""
@@ -75,15 +79,20 @@ class Server:
         key = jax.random.fold_in(jax.random.key(self.run.seed), 1)
         per_draw = int(self.numbers["num_rounds"])
         while len(draws) < self.run.num_samples:
+            self.misfit.append(0.0)
             for i in range(per_draw):
                 round_key = jax.random.fold_in(jax.random.fold_in(key, len(draws)), i)
-                state = self._round(round_key, state, rounds)
+                state, strayed = self._round(round_key, state, rounds)
+                self.misfit[-1] += strayed / per_draw
                 rounds += 1
             draws.append(np.asarray(state[0].position))
             last = len(draws) == self.run.num_samples
             if last or len(draws) % self.run.checkpoint_every == 0:
                 store(self, draws, rounds, state)
-        return tree_of(self, np.stack(draws, axis=1), rounds)
+        tree = tree_of(self, np.stack(draws, axis=1), rounds)
+        if said := short_verdict(tree):
+            self.log(said)
+        return tree
 
     def _meet(self, nodes: list[str]) -> Members:
         answers = self.post("describe", [Sent(node, {}, {}) for node in nodes])
@@ -159,6 +168,7 @@ class Server:
                 answers[place] = self.post("visit", [again])[0]
         shapes = {"arrived": chain.ahead.shape, "status": chain.ahead.shape[:1]}
         so_far = jax.vmap(no_answers)(chain.ahead)
+        expects = self._expects()
         for place, s in enumerate(map(int, chosen)):
             name = self.members.names[s]
             found = None
@@ -172,7 +182,9 @@ class Server:
             asked = jax.tree.map(lambda a, place=place: a[place], slots.asked)
             answer = Answer(*map(jnp.asarray, (found["arrived"], found["status"])))
             factor = self.setting["factor"]
-            so_far, out = _add(so_far, asked, chain, answer, trusted[s], factor)
+            so_far, out = _add(
+                so_far, asked, chain, answer, trusted[s], factor, expects
+            )
             if bool(jnp.any(out)):
                 self.leave_out(name, "its answer is not finite, or nowhere near")
             trusted = trusted.at[s].set(~out)
@@ -181,7 +193,15 @@ class Server:
         chain, _ = jax.vmap(server_step, (0, 0, None, None))(
             chain, so_far, self.scheme.shared_noise, kept
         )
-        return chain, trusted
+        return (chain, trusted), np.asarray(jax.vmap(misfit)(so_far))
+
+    def _expects(self):
+        """Return where exact surrogates would lead; None where it does not matter."""
+        if self.scheme.any_surrogates:
+            return None
+        K, rho = self.scheme.num_local_steps, self.scheme.shared_noise
+        pooled, h = pool(self.setting["surrogates"]), self.numbers["step_size"]
+        return forecast(pooled, self.setting["factor"], h, K, rho)
 
     def _rest(self, s: int, number: int, answered: bool) -> None:
         _, length = self._rests.get(s, (0, 0))
@@ -256,10 +276,11 @@ _plan = jax.jit(plan_round, static_argnums=0)
 
 
 @jax.jit
-def _add(so_far, asked, chain, answer, trusted, factor):
+def _add(so_far, asked, chain, answer, trusted, factor, expects):
     """Take an owner's answer into the round of every chain."""
 
     def one(so_far, chain, answer, trusted):
-        return add_answer(so_far, asked._replace(chain=chain), answer, trusted, factor)
+        asked_of = asked._replace(chain=chain)
+        return add_answer(so_far, asked_of, answer, trusted, factor, expects)
 
     return jax.vmap(one)(so_far, chain, answer, trusted)

@@ -37,6 +37,7 @@ def store(server: Any, draws, rounds: int, state) -> None:
     surrogates = server.setting["surrogates"]
     kept = {
         "draws": np.stack(draws),
+        "misfit": np.stack(server.misfit),
         "position": chain.position,
         "ahead": chain.ahead,
         "trusted": trusted,
@@ -97,7 +98,7 @@ def restore(server: Any):
             Chain(jnp.asarray(kept["position"]), jnp.asarray(kept["ahead"])),
             jnp.asarray(kept["trusted"]),
         )
-        draws = list(kept["draws"])
+        draws, server.misfit = list(kept["draws"]), list(kept["misfit"])
     server.numbers = {k: np.float32(v) for k, v in facts["numbers"].items()}
     server.left_out, server.why = facts["left_out"], facts["why"]
     server.post.messages, server.post.bytes = facts["costs"]
@@ -112,6 +113,7 @@ def tree_of(server: Any, draws: np.ndarray, rounds: int):
 
     draws = draws[:, : server.run.num_samples]
     chains, num, dim = draws.shape
+    inflation = float(server.numbers["predicted_inflation"])
     values = constrained(server, draws.reshape(-1, dim))
     posterior = {
         name: v.reshape(chains, num, *v.shape[1:]) for name, v in values.items()
@@ -121,6 +123,8 @@ def tree_of(server: Any, draws: np.ndarray, rounds: int):
             "posterior": posterior,
             "sample_stats": {
                 "num_rounds": np.full((chains, num), int(server.numbers["num_rounds"])),
+                "predicted_inflation": np.full((chains, num), inflation),
+                "surrogate_misfit": np.stack(server.misfit, axis=1)[:, :num],
             },
         }
     )
@@ -136,7 +140,7 @@ def tree_of(server: Any, draws: np.ndarray, rounds: int):
         "num_messages": server.post.messages,
         "num_bytes": server.post.bytes,
         "step_size": float(server.numbers["step_size"]),
-        "predicted_inflation": float(server.numbers["predicted_inflation"]),
+        "predicted_inflation": inflation,
         "search_messages": int(server.numbers["search_messages"]),
     }
     if "bound" in server.setting:

@@ -25,6 +25,7 @@ from nutfree.kernels.federated.rounds import (
 from nutfree.kernels.federated.search import (
     MAX_MESSAGES,
     MAX_PRIVATE_MESSAGES,
+    NO_MODE,
     begin,
     update,
 )
@@ -36,11 +37,14 @@ from nutfree.numerics.langevin import (
 from nutfree.numerics.laplace import DENSE_DIM, inverse, positive
 from nutfree.numerics.preconditioning import matvec, root, transpose
 
+#: How far from zero the search for the mode begins, on the sampling space.
+START = 0.1
+
 
 def warm_up(server: Any):
     dim = sum(leaf.size for leaf in template(server.members.template).values())
     key = jax.random.fold_in(jax.random.key(server.run.seed), 0)
-    fit_key, noise_key, start_key = jax.random.split(key, 3)
+    fit_key, noise_key, start_key, x_key = jax.random.split(key, 4)
     shares = jnp.asarray(server.members.shares)
     private = server.scheme.privacy is not None
     most = MAX_PRIVATE_MESSAGES if private else MAX_MESSAGES
@@ -53,7 +57,8 @@ def warm_up(server: Any):
             server.ledgers = [own.expansion(privacy) for own in server.ledgers]
         return each, there
 
-    x = jnp.zeros(dim)
+    # zero can be a saddle, such as a network's
+    x = START * jax.random.normal(x_key, (dim,))
     each, there = ask(x, 0)
     counted = jnp.asarray(there) & plausible(each, shares)
     for s, (answered, good) in enumerate(zip(there, np.asarray(counted))):
@@ -71,6 +76,8 @@ def warm_up(server: Any):
             # one that has gone while the mode is sought is not waited for
             counted = counted & jnp.asarray(there)
         search = update(search, pooled_expansion(each, counted), each, most)
+    if int(search.sent) >= MAX_MESSAGES:
+        server.log(NO_MODE)
     centre = search.centre
     surrogates = jax.vmap(lambda e: surrogate_from(e, centre))(search.kept)
 

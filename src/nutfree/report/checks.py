@@ -10,6 +10,7 @@ from nutfree.diagnostics.convergence import (
     ESS,
     FINITE,
     R_HAT,
+    SURROGATES,
     TAIL_ESS,
     Convergence,
 )
@@ -28,6 +29,7 @@ from nutfree.diagnostics.limits import (
     MAX_EVIDENCE_PARETO_K,
     MAX_INFLATION,
     MAX_KSD_RATIO,
+    MAX_MISFIT,
     MAX_PARETO_K,
     MAX_SHARE_Z,
     MAX_STEIN,
@@ -137,6 +139,7 @@ def _convergence_checks(run: Run) -> list[Check]:
     doubts = c.caveats(run.num_chains)
     rows = [
         (FINITE, count, 0.0, ""),
+        *([] if np.isnan(c.misfit) else [(SURROGATES, c.misfit, MAX_MISFIT, "")]),
         (R_HAT, c.r_hat, GOOD_R_HAT, _why_no_r_hat(run)),
         (ESS, c.ess_bulk, GOOD_ESS_PER_CHAIN * run.num_chains, "effective sample"),
         (DIVERGENCES, c.divergent, MAX_DIVERGENT, "divergences (none recorded)"),

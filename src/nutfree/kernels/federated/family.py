@@ -20,6 +20,7 @@ from nutfree.kernels.federated.federation import (
     Answer,
     Chain,
     Visit,
+    forecast,
     pool,
 )
 from nutfree.kernels.federated.owners import Owners
@@ -29,6 +30,7 @@ from nutfree.kernels.federated.rounds import (
     plan_round,
     settings,
 )
+from nutfree.kernels.federated.search import MAX_MESSAGES, NO_MODE
 from nutfree.numerics.langevin import (
     predicted_inflation,
     steps_to_forget,
@@ -38,7 +40,13 @@ from nutfree.registry import option
 from nutfree.target import Position
 
 #: Fields of Info that hosts keep with every draw.
-COLLECTS = ("predicted_inflation", "num_rounds", "num_messages", "num_bytes")
+COLLECTS = (
+    "predicted_inflation",
+    "surrogate_misfit",
+    "num_rounds",
+    "num_messages",
+    "num_bytes",
+)
 
 MakeScheme = Callable[[Owners], Scheme]
 
@@ -106,6 +114,9 @@ class FederatedInfo(NamedTuple):
     predicted_inflation
         By what fraction the step size makes posterior variances too large, as
         predicted at the mode: for the worst coordinate, on a Gaussian.
+    surrogate_misfit
+        Mean over rounds of how far owners stray from what their surrogates expect, see
+        `federation.misfit`: 1 where surrogates are exact, or do not matter.
     """
 
     is_divergent: jax.Array
@@ -116,6 +127,7 @@ class FederatedInfo(NamedTuple):
     num_bytes: jax.Array
     num_left_out: jax.Array
     predicted_inflation: jax.Array
+    surrogate_misfit: jax.Array
 
 
 def init(position, logdensity_fn, rng_key=None, options=None) -> FederatedState:
@@ -156,11 +168,15 @@ def federated_kernel(make_scheme: MakeScheme) -> Callable:
         if active is None:
             active = jnp.ones(owners.count, bool)
         num_rounds = chosen_rounds(num_rounds, step_size, scheme.num_local_steps)
-        pooled = pool(surrogates) if scheme.conducive else None
+        pooled = None if surrogates is None else pool(surrogates)
+        expects = None
+        if pooled is not None and not scheme.any_surrogates:
+            K, rho = scheme.num_local_steps, scheme.shared_noise
+            expects = forecast(pooled, factor, step_size, K, rho)
         setting_of = settings(scheme, factor, surrogates, pooled, bound)
 
         def body(i, carry):
-            chain, trusted, divergent, left_out, count = carry
+            chain, trusted, divergent, left_out, misfit, count = carry
             made = one_round(
                 scheme,
                 owners,
@@ -170,12 +186,14 @@ def federated_kernel(make_scheme: MakeScheme) -> Callable:
                 trusted,
                 active,
                 step_size,
+                expects,
             )
             return (
                 made.chain,
                 made.trusted,
                 divergent | made.divergent,
                 left_out + made.left_out,
+                misfit + made.misfit,
                 count + made.spent,
             )
 
@@ -185,8 +203,9 @@ def federated_kernel(make_scheme: MakeScheme) -> Callable:
             jnp.asarray(False),
             jnp.zeros(owners.count, jnp.int32),
             jnp.zeros((), x.dtype),
+            jnp.zeros((), x.dtype),
         )
-        chain, trusted, divergent, left_out, count = jax.lax.fori_loop(
+        chain, trusted, divergent, left_out, misfit, count = jax.lax.fori_loop(
             0, num_rounds, body, start
         )
         visits = num_rounds * scheme.participants
@@ -199,6 +218,7 @@ def federated_kernel(make_scheme: MakeScheme) -> Callable:
             visits * float(bytes_of_a_visit(scheme, x)),
             left_out,
             predicted_inflation(step_size, gradient_noise, curvature),
+            misfit / num_rounds,
         )
         return FederatedState(
             unravel(chain.position), unravel(chain.ahead), trusted
@@ -255,17 +275,20 @@ def federated_gradients(make_scheme: MakeScheme, params: dict, target) -> jax.Ar
 
 
 def concerns(params: dict) -> list[str]:
-    """Name the owners whose answers cannot be those of such data."""
+    """Say what warm-up has found against a run: no mode, or owners left out."""
+    said = []
+    if np.max(params["num_search_messages"]) >= MAX_MESSAGES:
+        said.append(NO_MODE)
     lost = [
         str(s) for s, there in enumerate(_in_every_chain(params["active"])) if not there
     ]
-    if not lost:
-        return []
-    return [
-        f"Owners left out: {', '.join(lost)} (counted from 0). Their log density or "
-        "its derivatives are not finite, or a million times those of others; look at "
-        "their data for missing or huge values."
-    ]
+    if lost:
+        said.append(
+            f"Owners left out: {', '.join(lost)} (counted from 0). Their log density "
+            "or its derivatives are not finite, or a million times those of others; "
+            "look at their data for missing or huge values."
+        )
+    return said
 
 
 def _in_every_chain(active) -> list[bool]:

@@ -35,6 +35,8 @@ from nutfree.numerics.preconditioning import guarded, matvec, solve_root, transp
 ARRIVED, WENT_BACK, BROKEN = 0, 1, 2
 #: In posterior sds and a step: no owner in its senses moves by as much.
 MAX_MOVE = 1e3
+#: Largest misfit of a round that is told from larger ones.
+MAX_MISFIT = 1e6
 
 
 class Surrogate(NamedTuple):
@@ -226,24 +228,81 @@ class Round(NamedTuple):
         Sum of a_s, of those that answered and were in the round's average.
     went_back
         Whether a trusted owner found no finite log density where the round began.
+    strayed, expected
+        Sums of a_s^2 times the squared distance of x_s from where surrogates expect
+        it, in posterior sds and a coordinate, and times its mean where surrogates are
+        exact.
     """
 
     moved: jax.Array
     mass: jax.Array
     went_back: jax.Array
+    strayed: jax.Array
+    expected: jax.Array
 
 
 def no_answers(x: jax.Array) -> Round:
-    return Round(jnp.zeros_like(x), jnp.zeros((), x.dtype), jnp.asarray(False))
+    zero = jnp.zeros((), x.dtype)
+    return Round(jnp.zeros_like(x), zero, jnp.asarray(False), zero, zero)
+
+
+class Forecast(NamedTuple):
+    """Where exact surrogates lead an owner: m + b (x - m), of variance c_s v.
+
+    Here b = (1 - h/2)^K, v = (1 - b^2) / (1 - h/4), c_s = rho^2 + (1 - rho^2) / a_s,
+    in coordinates in which the posterior has the variance 1.
+
+    mode
+        m, shape `(d,)`.
+    kept
+        b.
+    variance
+        v.
+    shared_noise
+        rho.
+    """
+
+    mode: jax.Array
+    kept: jax.Array
+    variance: jax.Array
+    shared_noise: float
+
+
+def forecast(
+    pooled: Surrogate, factor, step_size, num_local_steps: int, shared_noise: float
+) -> Forecast:
+    kept = (1 - step_size / 2) ** num_local_steps
+    inner = matvec(transpose(factor), pooled.gradient)
+    mode = pooled.centre + matvec(factor, inner)
+    return Forecast(mode, kept, (1 - kept**2) / (1 - step_size / 4), shared_noise)
+
+
+def misfit(done: Round) -> jax.Array:
+    """How far owners stray from what surrogates expect: 1 where they are exact.
+
+    It is the ratio of mean squares of a round, up to `MAX_MISFIT`, and 1 plus the
+    inflation of variances that the choice of owners brings.
+    """
+    known = done.expected > 0
+    ratio = done.strayed / jnp.where(known, done.expected, 1)
+    return jnp.where(known, jnp.minimum(ratio, MAX_MISFIT), 1)
 
 
 def add_answer(
-    so_far: Round, asked: Visit, answer: Answer, trusted, factor
+    so_far: Round,
+    asked: Visit,
+    answer: Answer,
+    trusted,
+    factor,
+    expects: Forecast | None = None,
 ) -> tuple[Round, jax.Array]:
     """The server's part: take an answer into the round, or leave its owner out.
 
     Left out is one that is not finite, that has moved further than `MAX_MOVE` sds a
     step, or whose owner has no finite log density at a point where it had one.
+
+    Args:
+        expects: without it, `strayed` and `expected` stay as they are.
 
     Returns:
         `(the round, left out)`.
@@ -256,7 +315,17 @@ def add_answer(
     weight = jnp.where(left_out, 0, asked.weight)
     moved = so_far.moved + jnp.where(left_out, 0, weight * move)
     went_back = so_far.went_back | (back & trusted & sane)
-    return Round(moved, so_far.mass + weight, went_back), left_out
+    strayed, expected = so_far.strayed, so_far.expected
+    if expects is not None:
+        x, mode, rho = asked.chain.ahead, expects.mode, expects.shared_noise
+        ahead = mode + expects.kept * (x - mode)
+        away = jnp.mean(solve_root(factor, answer.arrived - ahead) ** 2)
+        scale = rho**2 + (1 - rho**2) / asked.weight
+        counts = jnp.where(back, 0, weight**2)
+        strayed = strayed + jnp.where(counts > 0, counts * away, 0)
+        expected = expected + counts * scale * expects.variance
+    mass = so_far.mass + weight
+    return Round(moved, mass, went_back, strayed, expected), left_out
 
 
 def server_step(

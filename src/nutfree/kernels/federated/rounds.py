@@ -22,10 +22,12 @@ from nutfree.kernels.federated.federation import (
     BROKEN,
     Chain,
     Expansion,
+    Forecast,
     Setting,
     Surrogate,
     Visit,
     add_answer,
+    misfit,
     no_answers,
     server_step,
     surrogate_gradient,
@@ -71,6 +73,11 @@ class Scheme(NamedTuple):
     @property
     def everybody(self) -> bool:
         return self.participants == len(self.weights) and not self.replacement
+
+    @property
+    def any_surrogates(self) -> bool:
+        """Whether all owners make single steps, whose average needs no surrogates."""
+        return self.everybody and self.num_local_steps == 1
 
 
 def scheme_of(
@@ -187,6 +194,8 @@ class Outcome(NamedTuple):
         Whether the round was taken back.
     left_out
         How often each owner was left out, `(S,)`.
+    misfit
+        How far owners strayed from what surrogates expect, see `federation.misfit`.
     spent
         Gradients, in full-data ones.
     """
@@ -195,6 +204,7 @@ class Outcome(NamedTuple):
     trusted: jax.Array
     divergent: jax.Array
     left_out: jax.Array
+    misfit: jax.Array
     spent: jax.Array
 
 
@@ -207,6 +217,7 @@ def one_round(
     trusted: jax.Array,
     active: jax.Array,
     step_size: jax.Array,
+    expects: Forecast | None = None,
 ) -> Outcome:
     """Make a round in one program; owners that are not `active` are left out."""
     dtype = chain.ahead.dtype
@@ -233,7 +244,7 @@ def one_round(
         answer = answer._replace(
             status=jnp.where(active[s], answer.status, BROKEN).astype(jnp.int32)
         )
-        so_far, missing = add_answer(so_far, asked, answer, trusted[s], factor)
+        so_far, missing = add_answer(so_far, asked, answer, trusted[s], factor, expects)
         trusted = trusted.at[s].set(~missing)
         left_out = left_out.at[s].add(missing.astype(left_out.dtype))
         return (so_far, trusted, left_out, count), None
@@ -247,7 +258,7 @@ def one_round(
     (done, trusted, left_out, count), _ = jax.lax.scan(slot, start, slots)
     kept = (1 - step_size / 2) ** scheme.num_local_steps
     chain, divergent = server_step(chain, done, scheme.shared_noise, kept)
-    return Outcome(chain, trusted, divergent, left_out, count)
+    return Outcome(chain, trusted, divergent, left_out, misfit(done), count)
 
 
 def owners_noise(

@@ -20,6 +20,12 @@ from nutfree.numerics.preconditioning import matvec
 
 #: Most messages to an owner.
 MAX_MESSAGES = 40
+#: What is said of a search that they have ended.
+NO_MODE = (
+    f"The owners' pooled mode was not found in {MAX_MESSAGES} messages, so that their "
+    "surrogates are no approximation of the posterior. Give the model tighter priors "
+    "or fewer parameters, or run NUTS where rows may be pooled."
+)
 #: As many where each has its price.
 MAX_PRIVATE_MESSAGES = 3
 #: Newton's decrement, in posterior sds, at which the mode is found.

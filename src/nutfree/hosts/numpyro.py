@@ -278,12 +278,20 @@ class NutfreeKernel(MCMCKernel):
         """Return `begin(fed, *keys, position)`, compiled."""
         rebuild = self.arguments.rebuild
 
-        def begin(fed, *inputs):
+        def one(fed, *inputs):
             target = self.target(*rebuild(fed))
             return first_state(self.algorithm, target, self._num_warmup, *inputs)
 
-        run = jax.vmap(begin, in_axes=(None, 0, 0, 0, 0)) if batched else begin
-        return jitted(run, both("begin", self.program_key, batched))
+        def begin(fed, *inputs):
+            if not batched:
+                return one(fed, *inputs)
+            # on a CPU one after the other: a pilot's loops then end when the chain's
+            # own do, and its products are no slow batches
+            if jax.default_backend() == "cpu":
+                return jax.lax.map(lambda chain: one(fed, *chain), inputs)
+            return jax.vmap(one, (None, 0, 0, 0, 0))(fed, *inputs)
+
+        return jitted(begin, both("begin", self.program_key, batched))
 
     def _start(self, rng_key, batched, target):
         if self._frontend is not None:

@@ -75,14 +75,14 @@ def propose_within(rng_key, x, mixture: StudentMixture) -> Proposal:
     which_key, noise_key = jax.random.split(rng_key)
     size = 2.38 / x.size**0.5
     here, _ = components(mixture, x[None])
-    k = jax.random.categorical(which_key, here[0])
+    k = jax.random.categorical(which_key, here[:, 0])
     noise = jax.random.normal(noise_key, x.shape, x.dtype)
     move = size * mixture.root[k] @ noise
     there, _ = components(mixture, (x + move)[None])
     squares = jnp.sum((mixture.whitening @ move) ** 2, axis=-1) / size**2
     toward = -0.5 * squares - mixture.log_det
-    log_jacobian = jax.nn.logsumexp(jax.nn.log_softmax(there[0]) + toward)
-    log_jacobian = log_jacobian - jax.nn.logsumexp(jax.nn.log_softmax(here[0]) + toward)
+    log_jacobian = jax.nn.logsumexp(jax.nn.log_softmax(there[:, 0]) + toward)
+    log_jacobian = log_jacobian - jax.nn.logsumexp(jax.nn.log_softmax(here[:, 0]) + toward)
     return Proposal(x + move, log_jacobian.astype(x.dtype), jnp.asarray(False))
 
 
@@ -120,19 +120,23 @@ def sweep(rng_key, logdensity: Callable, ensemble: Ensemble) -> Ensemble:
             scaled / jnp.maximum(jnp.sum(proposal.is_scaled), 1),
         )
 
-    keys = jax.random.split(rng_key)
-    x, values, rate, count = *ensemble[:2], jnp.zeros((), ensemble.step_size.dtype), 0
-    for key in keys:
+    def turn(i, carry):
+        x, values, rate = carry
+        key = jax.random.fold_in(rng_key, i)
         moved, new, found = move(key, x[:half], values[:half], x[half:])
         # the other half is next
         x = jnp.concatenate([x[half:], moved])
-        values = jnp.concatenate([values[half:], new])
-        rate, count = rate + found / 2, count + half
+        return x, jnp.concatenate([values[half:], new]), rate + found / 2
+
+    # a loop, not two calls: the density is compiled once
+    x, values, rate = jax.lax.fori_loop(
+        0, 2, turn, (*ensemble[:2], jnp.zeros((), ensemble.step_size.dtype))
+    )
     return Ensemble(
         x,
         values,
         follow(ensemble.step_size, rate, 0.1),
-        ensemble.num_density_evals + count,
+        ensemble.num_density_evals + 2 * half,
     )
 
 

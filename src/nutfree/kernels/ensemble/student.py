@@ -74,20 +74,24 @@ def draw(rng_key, mixture: StudentMixture) -> jax.Array:
 
 def log_density(mixture: StudentMixture, x: jax.Array) -> jax.Array:
     """log q at points `(n, d)`, normalised; shape `(n,)`."""
-    return jax.nn.logsumexp(components(mixture, x)[0], axis=1)
+    return jax.nn.logsumexp(components(mixture, x)[0], axis=0)
 
 
 def components(mixture: StudentMixture, x) -> tuple[jax.Array, jax.Array]:
-    """Log density of each component, weight included, and squared distances, (n, K)."""
-    d = x.shape[1]
+    """Log density of each component, weight included, and squared distances, (K, n).
+
+    One product of a `(K d, d)` matrix and the points, which lie along the last axis.
+    """
+    (n, d), num_components = x.shape, mixture.log_weight.size
     shift = jnp.einsum("kij,kj->ki", mixture.whitening, mixture.center)
-    z = jnp.einsum("kij,nj->nki", mixture.whitening, x) - shift
-    squares = jnp.sum(z**2, axis=-1)
+    z = (mixture.whitening.reshape(-1, d) @ x.T).reshape(num_components, d, n)
+    squares = jnp.sum((z - shift[:, :, None]) ** 2, axis=1)
     half = 0.5 * (DEGREES + d)
     constant = jax.scipy.special.gammaln(half) - jax.scipy.special.gammaln(DEGREES / 2)
     constant = constant - 0.5 * d * jnp.log(DEGREES * jnp.pi)
     tail = half * jnp.log1p(squares / DEGREES)
-    return mixture.log_weight - mixture.log_det + constant - tail, squares
+    height = mixture.log_weight - mixture.log_det + constant
+    return height[:, None] - tail, squares
 
 
 def fit(rng_key, current: StudentMixture, x, weights) -> StudentMixture:
@@ -115,7 +119,8 @@ def fit(rng_key, current: StudentMixture, x, weights) -> StudentMixture:
         value = jnp.maximum(log_density(end, held_x), -1e6)
         return end, jnp.sum(held_out * value)
 
-    ends, scores = jax.vmap(fitted)(starts)
+    # one after the other: side by side, their products would be slow batches
+    ends, scores = jax.lax.map(fitted, starts)
     best = jnp.argmax(jnp.nan_to_num(scores, nan=-jnp.inf))
     chosen = jax.tree.map(lambda leaf: leaf[best], ends)
     return _em(x, weights, chosen, moments(x, weights)[1], LAST_STEPS)
@@ -169,21 +174,22 @@ def _apart(rng_key, x, weights, root, num_components: int) -> StudentMixture:
 
 def _em(x, weights, mixture, covariance, num_steps: int) -> StudentMixture:
     d, effective = x.shape[1], 1 / jnp.sum(weights**2)
-    identity = jnp.eye(d, dtype=x.dtype)
+    identity, along = jnp.eye(d, dtype=x.dtype), x.T
     prior_points = d + 1.0
 
     def step(_, mixture: StudentMixture) -> StudentMixture:
         logs, squares = components(mixture, x)
-        shares = weights[:, None] * jax.nn.softmax(logs, axis=1)
+        shares = weights * jax.nn.softmax(logs, axis=0)
         pull = shares * (DEGREES + d) / (DEGREES + squares)
-        total, mass = jnp.sum(pull, axis=0), jnp.sum(shares, axis=0)
-        center = (pull.T @ x) / jnp.maximum(total, 1e-30)[:, None]
+        total, mass = jnp.sum(pull, axis=1), jnp.sum(shares, axis=1)
+        center = (pull @ x) / jnp.maximum(total, 1e-30)[:, None]
 
-        def scatter(pull, center):
-            centred = x - center
-            return (pull[:, None] * centred).T @ centred
+        def scatter(component):
+            pull, center = component
+            centred = along - center[:, None]
+            return (pull * centred) @ centred.T
 
-        scatters = jax.vmap(scatter, (1, 0))(pull, center)
+        scatters = jax.lax.map(scatter, (pull, center))
         points = effective * mass
         alive = (points > MIN_POINTS) & jnp.isfinite(mixture.log_weight)
         within = jnp.sum(jnp.where(alive[:, None, None], scatters, 0.0), axis=0)

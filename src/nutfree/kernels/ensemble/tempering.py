@@ -196,9 +196,7 @@ def fit_tempered(
     def walked(rng_key, state, kept, weights, power, temperature):
         """Points of the wide law, `(num_walkers, d)`, after walks by its mixture."""
         pick_key, walk_key = jax.random.split(rng_key)
-        chosen = jax.random.categorical(
-            pick_key, jnp.log(weights), shape=(num_walkers,)
-        )
+        chosen = jax.random.choice(pick_key, weights.size, (num_walkers,), p=weights)
         wide = jax.tree.map(lambda leaf: leaf[1], state.mixtures)
 
         def value(x):
@@ -282,8 +280,11 @@ def fit_tempered(
     end = jax.lax.while_loop(unfinished, one_round, start)
     weights = log_weights(end.kept, end.temperature)[0][0]
     weights = jnp.where(jnp.any(jnp.isfinite(weights)), weights, 0.0)
-    chosen = jax.random.categorical(
-        jax.random.fold_in(rng_key, max_rounds), weights, shape=(num_particles,)
+    chosen = jax.random.choice(
+        jax.random.fold_in(rng_key, max_rounds),
+        weights.size,
+        (num_particles,),
+        p=jax.nn.softmax(weights),
     )
     last = jax.tree.map(lambda leaf: leaf[0], end.kept)
     ratios = last.logdensity - log_density(last.mixtures, last.points)

@@ -81,8 +81,8 @@ def propose_within(rng_key, x, mixture: StudentMixture) -> Proposal:
     there, _ = components(mixture, (x + move)[None])
     squares = jnp.sum((mixture.whitening @ move) ** 2, axis=-1) / size**2
     toward = -0.5 * squares - mixture.log_det
-    log_jacobian = jax.nn.logsumexp(jax.nn.log_softmax(there[:, 0]) + toward)
-    log_jacobian = log_jacobian - jax.nn.logsumexp(jax.nn.log_softmax(here[:, 0]) + toward)
+    back, forth = (jax.nn.log_softmax(at[:, 0]) + toward for at in (there, here))
+    log_jacobian = jax.nn.logsumexp(back) - jax.nn.logsumexp(forth)
     return Proposal(x + move, log_jacobian.astype(x.dtype), jnp.asarray(False))
 
 

@@ -97,8 +97,9 @@ def components(mixture: StudentMixture, x) -> tuple[jax.Array, jax.Array]:
 def fit(rng_key, current: StudentMixture, x, weights) -> StudentMixture:
     """The mixture of points with weights that sum to one.
 
-    EM starts at one component, at points that lie apart (k-means++), and at `current`,
-    each on half of the points; the other half chooses among what these come to.
+    EM starts at points that lie apart (k-means++) and at `current`, each on half of the
+    points; the other half chooses among what these come to and one component that has
+    the points' moments.
 
     Args:
         current: the mixture before; its shape is that of the result.
@@ -110,17 +111,20 @@ def fit(rng_key, current: StudentMixture, x, weights) -> StudentMixture:
     seen_x, seen = x[::2], _normalised(weights[::2])
     center, covariance = moments(seen_x, seen)
     root = jnp.linalg.cholesky(covariance)
-    alone = one_component(center, root, num_components)
     apart = _apart(rng_key, seen_x, seen, root, num_components)
+    # t_6 has the covariance 6 / 4 C
+    alone = one_component(center, (2 / 3) ** 0.5 * root, num_components)
     starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), alone, apart, current)
 
-    def fitted(start):
-        end = _em(seen_x, seen, start, covariance, FIRST_STEPS)
+    def fitted(start_and_steps):
+        start, num_steps = start_and_steps
+        end = _em(seen_x, seen, start, covariance, num_steps)
         value = jnp.maximum(log_density(end, held_x), -1e6)
         return end, jnp.sum(held_out * value)
 
     # one after the other: side by side, their products would be slow batches
-    ends, scores = jax.lax.map(fitted, starts)
+    num_steps = jnp.asarray([0, FIRST_STEPS, FIRST_STEPS])
+    ends, scores = jax.lax.map(fitted, (starts, num_steps))
     best = jnp.argmax(jnp.nan_to_num(scores, nan=-jnp.inf))
     chosen = jax.tree.map(lambda leaf: leaf[best], ends)
     return _em(x, weights, chosen, moments(x, weights)[1], LAST_STEPS)
@@ -172,7 +176,7 @@ def _apart(rng_key, x, weights, root, num_components: int) -> StudentMixture:
     return one._replace(log_weight=even, center=x[picked])
 
 
-def _em(x, weights, mixture, covariance, num_steps: int) -> StudentMixture:
+def _em(x, weights, mixture, covariance, num_steps) -> StudentMixture:
     d, effective = x.shape[1], 1 / jnp.sum(weights**2)
     identity, along = jnp.eye(d, dtype=x.dtype), x.T
     prior_points = d + 1.0

@@ -157,7 +157,7 @@ def fit_tempered(
     def log_weights(kept: _Kept, temperature):
         """`(R n,)`, against the mean of the mixtures that the points are from."""
         points = kept.points.reshape(-1, d)
-        each = jax.vmap(log_density, (0, None))(kept.mixtures, points)
+        each = jax.lax.map(lambda q: log_density(q, points), kept.mixtures)
         each = jnp.where(kept.is_used[:, None], each, -jnp.inf)
         log_mean = jax.nn.logsumexp(each, axis=0) - jnp.log(jnp.sum(kept.is_used))
         values = kept.logdensity.ravel()

@@ -1,10 +1,10 @@
 """Warm-up of the adjusted Bregman kernels: units, a preconditioner, a step.
 
 The pilot first climbs from a start that is far out. In the first half of its
-transitions half-lines are moved along by their logs, and the standard deviations of the
-distances to the boundaries become their units. From then on the coordinates stay, and
-windows as Stan's give a preconditioner (`fisher`) and a step that meets the acceptance
-rate, in the second half of the pilot and again in the host's warm-up.
+transitions bounded sites are moved along by their logs and logits, whose moments tell
+the tails of the coordinates. From then on the coordinates stay, and windows as Stan's
+give a preconditioner (`fisher`) and a step that meets the acceptance rate, in the
+second half of the pilot and again in the host's warm-up.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from blackjax.adaptation.staged_adaptation import build_schedule
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jax.flatten_util import ravel_pytree
 
+from nutfree.kernels.bregman.coordinates import Kinds, fitted, unfitted
 from nutfree.kernels.bregman.reference import reference_at
 from nutfree.numerics.descent import descend
 from nutfree.numerics.evaluation import counted_value_and_grad, select
@@ -35,8 +36,6 @@ LEARNT = ("factor", "reference")
 CHUNK = 8
 #: Most such checks.
 MAX_CHUNKS = 16
-#: Unit of a half-line that makes its coordinate the log of the distance.
-FAR = 1e6
 
 
 class Seen(NamedTuple):
@@ -98,22 +97,22 @@ class Pilot(NamedTuple):
 def adjusted_warmup(
     init_state: Callable,
     kernel: Callable,
-    half_lines: Callable,
+    kinds_of: Callable,
     constants: dict[str, Any],
     num_pilot: int,
     duration: float,
     coordinates: Callable | None,
 ) -> Warmup:
-    """Tune `step_size`, `factor`, `unit`, and `reference`.
+    """Tune `step_size`, `factor`, `tails`, and `reference`.
 
     Args:
         init_state: `(position, target) -> state`.
         kernel: of `kernels.bregman.marbmumla`; its info has `visited` and `force`.
-        half_lines: `(position, target) -> (d,) bools`, which coordinates have a unit.
+        kinds_of: `(position, split) -> Kinds` of the coordinates.
         constants: other parameters of the kernel.
         num_pilot: transitions of the pilot.
         duration: of a trajectory; also the longest step.
-        coordinates: `(z, position, target, unit) -> (s, s -> position)`, which the
+        coordinates: `(z, position, target, tails) -> (s, s -> position)`, which the
             reference is in; None where there is to be none.
     """
     da_init, da_update, da_final = dual_averaging_adaptation(ACCEPTANCE)
@@ -122,17 +121,17 @@ def adjusted_warmup(
     def start(position, params, num_steps) -> AdaptationState:
         schedule = jnp.asarray(build_schedule(max(num_steps, 1)), jnp.int32)
         averaging = jax.tree.map(jnp.asarray, da_init(params["step_size"]))
-        zeros = jnp.zeros_like(params["unit"])
+        zeros = jnp.zeros_like(params["tails"].unit)
         seen = Seen(fisher.no_sums(zeros.size, zeros.dtype), zeros, zeros)
         inner = AdjustedWarmupState(jnp.asarray(0), averaging, seen, schedule)
         return AdaptationState(params, position, inner=inner)
 
     def init(rng_key, position, target, num_steps) -> AdaptationState:
         z, unravel = ravel_pytree(position)
-        mask = half_lines(position, target)
+        of = kinds_of(position, target.split)
         z, count = climb(counted_value_and_grad(lambda z: target(unravel(z))), z)
         position = unravel(z)
-        params = referred(first_params(z, mask), z, position, target)
+        params = referred(first_params(z, of), z, position, target)
         adapt = start(position, params, num_first)
         state, none = init_state(position, target), no_moments(z)
         pilot = Pilot(state, adapt, count, jnp.asarray(0), none, none)
@@ -142,7 +141,10 @@ def adjusted_warmup(
             adapt = update(pilot.adapt, state, info)
             z = ravel_pytree(state.position)[0]
             seen = pilot.positions, pilot.distances
-            more = seen[0].plus(z), seen[1].plus(jnp.exp(jnp.where(mask, z, 0.0)))
+            more = (
+                seen[0].plus(z),
+                seen[1].plus(jnp.exp(jnp.where(of.half_line, z, 0.0))),
+            )
             return Pilot(
                 state,
                 adapt,
@@ -153,7 +155,7 @@ def adjusted_warmup(
 
         keys = jax.random.split(rng_key, num_pilot)
         pilot, _ = jax.lax.scan(transition, pilot, keys[:num_first])
-        params = with_units(final(pilot.adapt), pilot.distances, mask)
+        params = with_tails(final(pilot.adapt), pilot, of)
         params = referred(params, pilot.positions.mean, position, target)
         again = start(pilot.state.position, params, num_pilot - num_first)
         pilot = pilot._replace(adapt=again, positions=none)
@@ -171,11 +173,11 @@ def adjusted_warmup(
         """`params` with a reference whose kinks are those of the target at z."""
         if coordinates is None:
             return params
-        s, position_of = coordinates(z, position, target, params["unit"])
+        s, position_of = coordinates(z, position, target, params["tails"])
         found = reference_at(target.split, s, position_of, params["factor"])
         return {**params, "reference": found}
 
-    def first_params(z, mask) -> dict[str, Any]:
+    def first_params(z, of) -> dict[str, Any]:
         ones = jnp.ones_like(z)
         typed = jax.tree.map(
             lambda c: jnp.asarray(c, int if isinstance(c, int) else z.dtype), constants
@@ -183,7 +185,7 @@ def adjusted_warmup(
         return {
             "step_size": jnp.asarray(0.2 * z.size**-0.25, z.dtype),
             "factor": jnp.diag(ones) if z.size <= fisher.MAX_DENSE else ones,
-            "unit": jnp.where(mask, FAR, ones),
+            "tails": unfitted(of, z),
             **typed,
         }
 
@@ -249,17 +251,14 @@ def learn(seen: Seen, old: dict[str, Any]) -> dict[str, Any]:
     return {"factor": factor, "reference": reference}
 
 
-def with_units(params: dict[str, Any], distances: Moments, mask) -> dict[str, Any]:
-    """`params` with the standard deviation of each distance as its unit."""
-    sd = jnp.sqrt(distances.covariance())
-    known = mask & jnp.isfinite(sd) & (sd > 0)
-    # the arc length in units of a standard deviation has about unit variance
-    scales = standard_deviations(params["factor"])
-    scales = jnp.where(mask, jnp.minimum(scales, 1.0), scales)
+def with_tails(params: dict[str, Any], pilot: Pilot, of: Kinds) -> dict[str, Any]:
+    """`params` with the tails of what the pilot has seen."""
+    tails, known = fitted(of, pilot.positions, pilot.distances)
+    scales = jnp.where(known, 1.0, standard_deviations(params["factor"]))
     dense = params["factor"].ndim == 2
     return {
         **params,
-        "unit": jnp.where(known, sd, 1.0),
+        "tails": tails,
         "factor": jnp.diag(scales) if dense else scales,
     }
 

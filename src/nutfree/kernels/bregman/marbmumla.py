@@ -19,9 +19,9 @@ neither the step nor the smoothing biases it. A transition takes L gradients and
 density, and L is about 1.7 / eps: one, where the reference is nearly the posterior.
 
 MARBMUMLA's reference is a Gaussian with the posterior's own kinks (`reference`), found
-in warm-up, and it moves along a half-line in the arc length of the mirror map
-(`arclength`). MAMYULA has none, so that its flow is s <- s + (eps / 2) R v, on the
-sampling space. A kink that is not in the reference is rounded over eps standard
+in warm-up, and it moves bounded sites in coordinates in which their tails are those of
+a Gaussian (`coordinates`). MAMYULA has neither: its flow is s <- s + (eps / 2) R v, on
+the sampling space. A kink that is not in the reference is rounded over eps standard
 deviations, which is how far one step moves; a width that falls faster than eps would
 reject at every kink. R R' is an adapted covariance. A tenth of the transitions, drawn
 at random, have steps of eps / 4.
@@ -34,12 +34,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from nutfree.facts import non_smooth
-from nutfree.kernels.bregman import arclength
 from nutfree.kernels.bregman.adjusted_warmup import adjusted_warmup
+from nutfree.kernels.bregman.coordinates import Tails, enter, kinds_of, leave
 from nutfree.kernels.bregman.geometry import at_the_edge
 from nutfree.kernels.bregman.reference import (
     Reference,
@@ -138,11 +137,12 @@ def build_kernel(options=Options(), *, mirrored: bool = True) -> Callable:
     `step_size` is eps; `num_steps` is L, or 0 for that which `step_size` asks for;
     `smoothing` is the width of a rounded kink over eps standard deviations; `friction`
     is eta; `factor` is R, of shape `(d, d)`, lower triangular, `(d,)` or a scalar;
-    `unit`, `(d,)` or a scalar, is that of the distances to a boundary; `reference` is
-    what the trajectories follow exactly, or None for nothing.
+    `tails` are those of bounded sites' coordinates; `reference` is what the
+    trajectories follow exactly, or None for nothing.
 
     Args:
-        mirrored: whether a half-line is moved along by its arc length, or by its log.
+        mirrored: whether bounded sites are moved in the coordinates of `coordinates`,
+            or in NumPyro's.
     """
     del options
 
@@ -155,12 +155,12 @@ def build_kernel(options=Options(), *, mirrored: bool = True) -> Callable:
         smoothing=SMOOTHING,
         friction=FRICTION,
         factor=1.0,
-        unit=1.0,
+        tails=Tails(),
         reference: Reference | None = None,
     ) -> tuple[TrajectoryState, TrajectoryInfo]:
         noise_key, accept_key, short_key = jax.random.split(rng_key, 3)
         z, unravel = ravel_pytree(state.position)
-        mask = half_lines(state.position, logdensity_fn, mirrored)
+        of = kinds_of(state.position, logdensity_fn.split, mirrored=mirrored)
         root = jnp.asarray(factor, z.dtype)
         ours = nothing(z) if reference is None else reference
         eps = jnp.asarray(step_size, z.dtype)
@@ -172,24 +172,24 @@ def build_kernel(options=Options(), *, mirrored: bool = True) -> Callable:
         )
 
         def outside_at(s):
-            z, log_slope = arclength.leave(s, mask, unit)
+            z, log_slope = leave(s, of, tails)
             return outside(unravel(z), s) + log_slope
 
         def at_edge(s):
-            position = unravel(arclength.leave(s, mask, unit)[0])
+            position = unravel(leave(s, of, tails)[0])
             return at_the_edge(logdensity_fn.split, position)
 
-        s = arclength.enter(z, mask, unit)
+        s = enter(z, of, tails)
         u = solve_root(root, s - ours.center)
         path = trajectory(
             noise_key, u, outside_at, at_edge, ours, root, eps, friction, length
         )
         s_new = ours.center + matvec(root, path.end)
-        z_new, log_slope_new = arclength.leave(s_new, mask, unit)
+        z_new, log_slope_new = leave(s_new, of, tails)
         position = unravel(z_new)
         value, density_count = counted_value(logdensity_fn)(position, jnp.asarray(0))
         rise = value + log_slope_new - state.logdensity
-        rise = rise - arclength.leave(s, mask, unit)[1]
+        rise = rise - leave(s, of, tails)[1]
         followed = ours.potential(path.end, root) - ours.potential(u, root)
         error = path.kinetic - rise - followed
         finite = is_finite(z_new, value, error)
@@ -221,31 +221,25 @@ def _length(step_size, num_steps) -> jax.Array:
     return jnp.where(asked > 0, asked, nearest)
 
 
-def half_lines(position: Position, target: Target, mirrored: bool) -> np.ndarray:
-    """Which coordinates of the flat position are moved along by their arc length."""
-    assert target.split is not None  # hosts have called `require`
-    return arclength.on_half_line(position, target.split) & mirrored
-
-
 def warmup(
     options=Options(), *, mirrored: bool = True, follows: bool | None = None
 ) -> Warmup:
     """Tune the kernel; `follows` is whether trajectories follow a reference."""
     follows = mirrored if follows is None else follows
 
-    def coordinates(z, position, target, unit):
-        mask = half_lines(position, target, mirrored)
+    def coordinates(z, position, target, tails):
+        of = kinds_of(position, target.split, mirrored=mirrored)
         _, unravel = ravel_pytree(position)
 
         def position_of(s):
-            return unravel(arclength.leave(s, mask, unit)[0])
+            return unravel(leave(s, of, tails)[0])
 
-        return arclength.enter(z, mask, unit), position_of
+        return enter(z, of, tails), position_of
 
     return adjusted_warmup(
         init,
         build_kernel(mirrored=mirrored),
-        partial(half_lines, mirrored=mirrored),
+        partial(kinds_of, mirrored=mirrored),
         {
             "num_steps": options.num_steps or 0,
             "smoothing": options.smoothing or SMOOTHING,

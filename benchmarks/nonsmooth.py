@@ -3,8 +3,12 @@
 Effective draws per 1,000 gradients (a prox or a force counts as one) without warm-up,
 the least over coordinates: of the coordinate, and of its squared deviation, whose mean
 is the variance. All kernels with default options in one run.
+
+On a picture a step is compared with the longest that subgradients allow, which is that
+of the same trajectories without any smoothing: "3 x that step" is three times as long.
 """
 
+import json
 from typing import Any
 
 import jax.numpy as jnp
@@ -37,6 +41,16 @@ def _steps(n: int) -> tuple[Any, dict]:
     """Four plateaus of n / 4 points, and noise."""
     noise = 0.5 * np.random.default_rng(0).normal(size=n)
     return total_variation, {"y": np.repeat([0.0, 2.0, -1.0, 1.0], n // 4) + noise}
+
+
+def _picture(n: int) -> tuple[Any, dict]:
+    """A square on a ground, a corner of both darker, and noise."""
+    y = np.zeros((n, n))
+    y[n // 4 : 3 * n // 4, n // 4 : 3 * n // 4] = 2.0
+    y[: n // 3, : n // 3] -= 1.0
+    return total_variation, {
+        "y": y + 0.5 * np.random.default_rng(0).normal(size=y.shape)
+    }
 
 
 def quantile_regression(X, y, quantile=0.9):
@@ -79,12 +93,15 @@ def _zoo(name: str) -> tuple[Any, dict]:
     return zoo.model, zoo.data()
 
 
+#: The target that has a matrix of a size that no kernel here adapts.
+PICTURE = "total variation, 128 x 128"
 #: Model and data by name.
 TARGETS = {
     "anisotropic Laplace, d = 10": lambda: _laplace(10),
     "anisotropic Laplace, d = 100": lambda: _laplace(100),
     "lasso on diabetes": lambda: _zoo("lasso_diabetes"),
     "total variation, n = 200": lambda: _steps(200),
+    PICTURE: lambda: _picture(128),
     "quantile regression on diabetes": lambda: _on(
         quantile_regression, "lasso_diabetes"
     ),
@@ -103,6 +120,13 @@ KERNELS: dict[str, tuple[str, dict]] = {
     "myula": ("myula", {}),
     "proximal MALA": ("mamyula", {"num_steps": 1}),
 }
+#: No smoothing to speak of.
+SUBGRADIENT = "marbmumla, subgradient"
+KERNELS_OF_PICTURE = {
+    **{k: v for k, v in KERNELS.items() if k != "NUTS, dense"},
+    SUBGRADIENT: ("marbmumla", {"smoothing": 1e-3}),
+    "marbmumla, 3 x that step": ("marbmumla", {}),
+}
 #: Targets and kernels of the quick form.
 QUICK_TARGETS = (
     "anisotropic Laplace, d = 100",
@@ -111,6 +135,12 @@ QUICK_TARGETS = (
     "sparse Dirichlet, d = 41",
 )
 QUICK_KERNELS = ("NUTS, diagonal", "NUTS, dense", "marbmumla")
+#: Most coordinates whose effective draws are counted, evenly spaced.
+MOST = 2048
+#: Sizes of a run.
+FULL = {"num_warmup": 1000, "num_samples": 2000, "num_chains": 4}
+QUICK = {"num_warmup": 300, "num_samples": 300, "num_chains": 2}
+OF_PICTURE = {"num_warmup": 300, "num_samples": 200, "num_chains": 2}
 
 
 def run(quick: bool, only: str = "") -> pd.DataFrame:
@@ -118,36 +148,45 @@ def run(quick: bool, only: str = "") -> pd.DataFrame:
     for label in QUICK_TARGETS if quick else TARGETS:
         if only not in label:
             continue
-        model, data = TARGETS[label]()
-        for name in QUICK_KERNELS if quick else KERNELS:
-            kernel, options = KERNELS[name]
-            tree = sample(
-                kernel,
-                model,
-                data,
-                options=options,
-                num_warmup=300 if quick else 1000,
-                num_samples=300 if quick else 2500,
-                num_chains=2 if quick else 4,
-            )
-            of_x, of_square = _effective(matrix(tree))
-            thousands = gradients(tree, warmup=False) / 1000
-            rows.append(
-                {
-                    "target": label,
-                    "kernel": name,
-                    "ESS / 1,000 gradients": of_x / thousands,
-                    "of the square": of_square / thousands,
-                    "divergences": int(tree["sample_stats"]["diverging"].sum()),
-                    "s": tree["sample_stats"].attrs["seconds"],
-                }
-            )
+        kernels = KERNELS_OF_PICTURE if label == PICTURE else KERNELS
+        size = QUICK if quick else OF_PICTURE if label == PICTURE else FULL
+        allowed = float("nan")
+        for name in QUICK_KERNELS if quick else kernels:
+            kernel, options = kernels[name]
+            if name.endswith("that step"):
+                options = {**options, "step_size": 3 * allowed}
+            row = _row(label, name, kernel, options, size)
+            rows.append(row)
+            if name == SUBGRADIENT:
+                allowed = row["step"]
     table = pd.DataFrame(rows)
     for column in ("ESS / 1,000 gradients", "of the square"):
         nuts = table[table["kernel"].str.startswith("NUTS")]
         best = table["target"].map(nuts.groupby("target")[column].max())
         table[f"{column} / NUTS"] = table[column] / best
     return table
+
+
+def _row(label: str, name: str, kernel: str, options: dict, size: dict) -> dict:
+    model, data = TARGETS[label]()
+    tree = sample(kernel, model, data, options=options, **size)
+    stats, draws = tree["sample_stats"], matrix(tree)
+    if draws.shape[-1] > MOST:
+        draws = draws[..., :: -(-draws.shape[-1] // MOST)]
+    of_x, of_square = _effective(draws)
+    thousands = gradients(tree, warmup=False) / 1000
+    rate = "acceptance_rate" if "acceptance_rate" in stats else "accept_prob"
+    tuned = json.loads(stats.attrs.get("tuned", "{}"))
+    return {
+        "target": label,
+        "kernel": name,
+        "ESS / 1,000 gradients": of_x / thousands,
+        "of the square": of_square / thousands,
+        "divergences": int(stats["diverging"].sum()),
+        "step": float(np.mean(tuned.get("step_size", np.nan))),
+        "acceptance": float(stats[rate].mean()) if rate in stats else np.nan,
+        "s": stats.attrs["seconds"],
+    }
 
 
 def _effective(draws: np.ndarray) -> tuple[float, float]:

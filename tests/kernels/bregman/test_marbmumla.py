@@ -5,11 +5,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.distributions import constraints
 from scipy.stats import kurtosis
 
+import nutfree as nf
 from nutfree.kernels.bregman import marbmumla
 from nutfree.kernels.bregman.coordinates import Kinds, Tails, enter, fitted, leave
 from nutfree.kernels.bregman.reference import reference_at
@@ -222,6 +224,33 @@ def test_steps_and_densities_are_counted():
         assert marbmumla.SPEC.gradients(None, options, target) == expected
         assert info.num_grad_evals == info.num_steps == expected
         assert info.num_density_evals == 1
+
+
+def denoise(y):
+    x = numpyro.sample("x", dist.Normal(0, 10).expand(y.shape).to_event(2))
+    nf.nonsmooth("tv", x, 0.1, norm="tv")
+    numpyro.sample("y", dist.Normal(x, 0.5).to_event(2), obs=y)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["marbmumla", "mamyula"])
+def test_a_picture_takes_less_than_100_vectors_of_memory(name):
+    """Warm-up and transitions of a chain, by the compiler's own account."""
+    n = 256
+    target = nf.model_target(denoise, jnp.zeros((n, n)))
+    mirrored = name == "marbmumla"
+    warmup = marbmumla.warmup(mirrored=mirrored)
+
+    def run(key, position):
+        adapt = warmup.init(key, position, target, 0)
+        state = marbmumla.init(adapt.position, target)
+        params = warmup.final(adapt)
+        return KERNELS[mirrored](key, state, target, **params)
+
+    program = jax.jit(run).lower(jax.random.key(0), target.position).compile()
+    used = program.memory_analysis().temp_size_in_bytes / (4 * n * n)
+    print(f"{name}: {used:.0f} vectors")
+    assert used < 100
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 from nutfree.kernels.bregman import myula
 from nutfree.kernels.bregman.entropies import HyperbolicEntropy
 from nutfree.kernels.bregman.envelopes import (
+    left_bregman_envelope,
     moreau_envelope,
     right_bregman_envelope,
     smoothed,
@@ -131,25 +132,32 @@ def test_zero_group_stays_at_zero_with_a_finite_gradient():
     np.testing.assert_array_equal(gradient, 0)
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
-def test_right_bregman_envelope_is_the_least_over_a_grid(scale):
+@pytest.mark.parametrize("scale", [0.1, 5.0])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_bregman_envelope_is_the_least_over_a_grid(side, scale):
+    """Its value, its minimiser and its gradient."""
     phi, term, step = HyperbolicEntropy(0.3, 0.0), LaplaceTerm(0.0, scale), 0.2
+    is_right = side == "right"
+    envelope = right_bregman_envelope if is_right else left_bregman_envelope
+
+    def height(y, x):
+        ends = (x, y) if is_right else (y, x)
+        return jnp.abs(y) / scale + MirrorMap.divergence(phi, *ends) / step
 
     @jax.jit
     @jax.vmap
     def measure(x):
         y = jnp.linspace(-1.2 * abs(x) - 0.1, 1.2 * abs(x) + 0.1, 20_001)
-        divergence = jax.vmap(lambda y: MirrorMap.divergence(phi, x, y))(y)
-        grid = jnp.min(jnp.abs(y) / scale + divergence / step)
-        nearest = term.right_prox(phi, x, step)
-        slope = (phi.grad(x) - phi.grad(nearest)) / step
-        envelope = jax.value_and_grad(
-            lambda x: right_bregman_envelope(term, phi, x, step)
-        )
-        return *envelope(x), grid, slope
+        heights = jax.vmap(lambda y: height(y, x))(y)
+        nearest = getattr(term, f"{side}_prox")(phi, x, step)
+        slope = phi.root(x) ** 2 * (x - nearest)
+        slope = (phi.grad(x) - phi.grad(nearest) if is_right else slope) / step
+        found = jax.value_and_grad(lambda x: envelope(term, phi, x, step))(x)
+        return *found, jnp.min(heights), height(nearest, x), slope
 
-    envelope, gradient, grid, slope = measure(jnp.array([0.01, 0.5, -0.5, 5.0]))
-    np.testing.assert_allclose(envelope, grid, rtol=1e-3, atol=1e-5)
+    value, gradient, grid, there, slope = measure(jnp.array([0.01, 0.5, -0.5, 5.0]))
+    np.testing.assert_allclose(value, grid, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(there, grid, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(gradient, slope, rtol=1e-4)
 
 

@@ -79,7 +79,7 @@ class Tails(NamedTuple):
 def kinds_of(position: Position, split: Split, *, mirrored: bool = True) -> Kinds:
     """What the coordinates of a position are; all are plain unless `mirrored`."""
     named = isinstance(position, dict)
-    rows = []
+    rows = [_plain(0)]
     for name, tree in sorted(position.items() if named else [("", position)]):
         for leaf in jax.tree.leaves(tree):
             shape = np.shape(leaf)

@@ -134,7 +134,7 @@ def build_kernel(options=Options()) -> Callable:
 
 def inflation_at(predicted: Prediction | None, step_size, dtype) -> jax.Array:
     predicted = unknown(dtype) if predicted is None else predicted
-    return jnp.asarray(predicted(step_size), dtype)
+    return jnp.asarray(predicted.if_known(step_size), dtype)
 
 
 def _flat(tree) -> jax.Array:

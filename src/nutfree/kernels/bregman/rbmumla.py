@@ -244,5 +244,5 @@ SPEC = replace(
     options=Options,
     bias="of order step_size, and of the smoothing lambda = smoothing * step_size: a "
     "smaller step_size reduces both; the kernel Stein discrepancy shows it, but not in "
-    "the neck of a funnel, where 'marbmumla' is right",
+    "the neck of a funnel; 'marbmumla' has none, at fewer gradients",
 )

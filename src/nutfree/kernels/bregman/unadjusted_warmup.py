@@ -26,10 +26,12 @@ from nutfree.kernels.bregman.envelopes import (
 from nutfree.kernels.bregman.geometry import is_real
 from nutfree.kernels.bregman.predicted import (
     LADDER,
+    NUM_BATCHES,
     Covariances,
     Prediction,
     Scheme,
     no_covariances,
+    plus,
     prediction,
     unknown,
 )
@@ -48,7 +50,7 @@ MAX_STEP = 0.1
 MAX_BIAS = 0.05
 #: Step gamma that dual averaging begins with.
 FIRST_STEP = 0.02
-#: Draws of the adjusted sibling that scales are learned from.
+#: Draws of the adjusted sibling that scales are learned from; batches divide them.
 NUM_DRAWS = 300
 #: Transitions of the kernel itself that find its step before the host's warm-up.
 NUM_TUNING = 100
@@ -133,14 +135,16 @@ def unadjusted_warmup(
     def draw(rng_key, pilot, found, target) -> Observed:
         """Make draws with the sibling, and observe them."""
 
-        def one(observed, key):
+        def one(observed, at):
+            i, key = at
             state, info = sibling(key, observed.state, target, **found)
             coordinates, log_distances = observe(state.position, target)
             covariances, count = observed.covariances, info.num_grad_evals
             if is_predictable(position, target):
                 numbers, count = measure(state.position, found, target, count)
                 shift = (ravel_pytree(state.position)[0] - origin) / sds
-                covariances = covariances.plus(shift, numbers)
+                batch = i // (NUM_DRAWS // NUM_BATCHES)
+                covariances = plus(covariances, batch, shift, numbers)
             return Observed(
                 state,
                 observed.coordinates.plus(coordinates),
@@ -163,7 +167,7 @@ def unadjusted_warmup(
             pilot.num_density_evals,
         )
         keys = jax.random.split(rng_key, NUM_DRAWS)
-        return jax.lax.scan(one, nothing, keys)[0]
+        return jax.lax.scan(one, nothing, (jnp.arange(NUM_DRAWS), keys))[0]
 
     def measure(position, found, target, count) -> tuple[jax.Array, jax.Array]:
         """`|grad U|^2` in the metric of the sibling's factor, and g_lambda - g at the

@@ -5,10 +5,18 @@ Student-t components by tempered adaptive importance sampling
 (`nutfree.kernels.ensemble.tempering`), and keeps an archive of points drawn by the
 weights. Both are then frozen, and every step is Metropolis-Hastings, with one proposal:
 
-- with probability `global_probability`, x' from q, accepted with probability
-  min(1, pi(x') q(x) / (pi(x) q(x')));
+- with probability g(x), x' from q, accepted with probability
+  min(1, g(x') pi(x') q(x) / (g(x) pi(x) q(x')));
 - else by differential evolution, a snooker update, or a walk by the shape of q
-  (`nutfree.kernels.ensemble.moves`).
+  (`nutfree.kernels.ensemble.moves`), whose ratio has the factor (1 - g(x')) /
+  (1 - g(x)).
+
+With the weight w = pi / q and the evidence Z of the pilot,
+
+    g(x) = global_probability * min(1, 8 Z / w(x)):
+
+q hardly ever leads away from where it is too small, and there the steps are of the
+second kind. What flows between such a place and the others by q is as without.
 
 Where q does not reach the posterior, as in high dimension, an ensemble moved by its own
 differences makes the archive, and all steps are of the second kind.
@@ -17,7 +25,8 @@ References: Cappe, Douc, Guillin, Marin and Robert, Statistics and Computing 18,
 ter Braak, ibid. 16, 2006; ter Braak and Vrugt, ibid. 18, 2008; Tierney, Annals of
 Statistics 22, 1994.
 
-Exact. `num_steps` density evaluations per transition, one where q is accepted often.
+Exact. `num_steps` density evaluations per transition, about as many as it
+takes for one draw of q to be accepted.
 """
 
 from dataclasses import dataclass
@@ -50,10 +59,10 @@ from nutfree.warmup import AdaptationState, Warmup
 MAX_MIXTURE_DIM = 40
 #: Components and coordinates multiply to at most so much; more have too few points.
 MAX_COMPONENTS_TIMES_DIM = 192
-#: Acceptance of q from which on a transition is a single step.
-GOOD_ACCEPTANCE = 0.2
 #: Acceptance of q below which it is not proposed.
 LEAST_ACCEPTANCE = 0.02
+#: Weight, relative to the evidence, above which q is proposed less often.
+HEAVY = 8.0
 #: Share of the other steps that walk by the mixture's shape.
 WITHIN_PROBABILITY = 0.5
 #: Sweeps of the ensemble where q fails: a first part, and one for each coordinate.
@@ -68,7 +77,11 @@ class Options:
         None, "Metropolis steps, of one evaluation each, a transition", ge=1, tuned=True
     )
     global_probability: float | None = option(
-        None, "share of the steps that propose from the mixture", ge=0, le=1, tuned=True
+        None,
+        "share of the steps that propose from the mixture where it is not too small",
+        ge=0,
+        le=1,
+        tuned=True,
     )
     step_size: float | None = option(
         None, "size of differences, relative to 2.38 / sqrt(2 d)", gt=0, tuned=True
@@ -124,7 +137,8 @@ def build_kernel(options=Options()):
     """Return `kernel(rng_key, state, logdensity_fn, **params)`.
 
     `mixture` is q, `archive`, `(M, d)`, has the points whose differences are proposed,
-    times `step_size`; `num_steps` and `global_probability` are as in `Options`.
+    times `step_size`; `log_evidence` is that of the pilot, and tells where q is too
+    small; `num_steps` and `global_probability` are as in `Options`.
     """
     del options
 
@@ -135,6 +149,7 @@ def build_kernel(options=Options()):
         mixture,
         archive,
         step_size,
+        log_evidence,
         global_probability,
         num_steps,
     ) -> tuple[EnsembleState, EnsembleInfo]:
@@ -143,10 +158,15 @@ def build_kernel(options=Options()):
         def log_q(x):
             return log_density(mixture, x[None])[0].astype(x.dtype)
 
+        def share(log_weight):
+            heavy = log_weight - log_evidence - jnp.log(HEAVY)
+            return global_probability * jnp.exp(jnp.minimum(-heavy, 0.0))
+
         def step(i, carry):
             x, value, at_x, info = carry
             keys = jax.random.split(jax.random.fold_in(rng_key, i), 6)
-            is_global = jax.random.uniform(keys[0]) < global_probability
+            at_old = share(value - at_x)
+            is_global = jax.random.uniform(keys[0]) < at_old
             local = propose(keys[1], x, archive, step_size)
             is_within = jax.random.uniform(keys[4]) < within_probability
             within = propose_within(keys[5], x, mixture)
@@ -154,7 +174,12 @@ def build_kernel(options=Options()):
             y = jnp.where(is_global, draw(keys[2], mixture), local.x)
             raw = jnp.asarray(logdensity(y), value.dtype)
             new, at_y = finite_or_zero_density(raw), log_q(y)
-            change = jnp.where(is_global, at_x - at_y, local.log_jacobian)
+            at_new = share(new - at_y)
+            change = jnp.where(
+                is_global,
+                at_x - at_y + jnp.log(at_new / at_old),
+                local.log_jacobian + jnp.log1p(-at_new) - jnp.log1p(-at_old),
+            )
             log_ratio = new - value + change
             usable = jnp.isfinite(new) & ~jnp.isnan(log_ratio)
             rate = jnp.where(usable, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
@@ -258,13 +283,16 @@ def _params(found: Fit, is_good, ensemble: Ensemble, d: int) -> dict[str, Any]:
     # a step of q is worth its acceptance, one by differences about a third of 1 / d
     share = found.acceptance / (found.acceptance + 0.33 / d)
     share = jnp.where(is_good, jnp.clip(share, 0.1, 0.9), 0.0)
-    is_single = is_good & (found.acceptance >= GOOD_ACCEPTANCE)
+    most = max(4, d // 2)
+    # until a draw of q is accepted
+    expected = jnp.clip(jnp.round(1 / found.acceptance), 1, most)
     return {
         "mixture": found.mixture,
         "archive": ensemble.particles,
         "step_size": ensemble.step_size,
+        "log_evidence": jnp.where(is_good, found.log_evidence, 0.0).astype(dtype),
         "global_probability": share.astype(dtype),
-        "num_steps": jnp.where(is_single, 1, max(4, d // 2)),
+        "num_steps": jnp.where(is_good, expected, most).astype(int),
     }
 
 

@@ -72,6 +72,7 @@ class Fit(NamedTuple):
     temperature : t; below 1 the rounds ran out first.
     share : effective share of the last round's own weights pi / q.
     acceptance : of independent proposals from q on pi, estimated from these weights.
+    log_evidence : log of the mean of these weights.
     particles : (N, d), points drawn by their weights.
     logdensity : (N,), of the particles.
     num_density_evals : spent.
@@ -81,6 +82,7 @@ class Fit(NamedTuple):
     temperature: jax.Array
     share: jax.Array
     acceptance: jax.Array
+    log_evidence: jax.Array
     particles: jax.Array
     logdensity: jax.Array
     num_density_evals: jax.Array
@@ -293,6 +295,7 @@ def fit_tempered(
         end.temperature,
         end.share,
         _expected_acceptance(ratios),
+        jax.nn.logsumexp(ratios) - jnp.log(num_draws),
         end.kept.points.reshape(-1, d)[chosen],
         end.kept.logdensity.ravel()[chosen],
         end.num_density_evals,

@@ -43,8 +43,8 @@ EMCEE_WALKERS = 128
 SLICE_EVALS = 5
 #: Particles of tempered SMC, and random-walk steps of each at a temperature.
 NUM_PARTICLES, NUM_MOVES = 1024, 5
-#: Shares of the budget that a chain may draw at most, after pilot and warm-up.
-MOST_DRAWS = {"ensemble": 0.7, "blackjax.rmh": 1.0, "blackjax.nuts": 0.1}
+#: Transitions between two looks at what is spent.
+BLOCK = 4096
 NUM_WARMUP = {"ensemble": 100, "blackjax.rmh": 10_000, "blackjax.nuts": 500}
 
 
@@ -56,35 +56,41 @@ def of_kernel(name: str, problem: Problem, seeds: int) -> list[NDArray]:
     spec = registry.get(name)
     algorithm, num_warmup = chain.algorithm(spec, {}), NUM_WARMUP[name]
     target = nf.Target(problem.logdensity, jnp.zeros(problem.dim))
-    num_draws = int(MOST_DRAWS[name] * BUDGET)
 
-    @jax.jit
-    def run(keys):
-        def one(key):
-            keys = jax.random.split(key, 4)
-            # the ensemble's pilot starts there by itself
-            first = START_SCALE * jax.random.normal(keys[3], (problem.dim,))
-            first = jnp.zeros(problem.dim) if name == "ensemble" else first
-            begun = chain.begin(algorithm, target, keys[0], keys[1], first, num_warmup)
+    def begin(key):
+        keys = jax.random.split(key, 3)
+        # the ensemble's pilot starts there by itself
+        first = START_SCALE * jax.random.normal(keys[2], (problem.dim,))
+        first = jnp.zeros(problem.dim) if name == "ensemble" else first
+        return chain.begin(algorithm, target, keys[0], keys[1], first, num_warmup)
 
-            def step(state, key):
-                state, info = chain.advance(algorithm, target, key, state, num_warmup)
-                spent = getattr(info, "num_density_evals", 0) + getattr(
-                    info, "num_grad_evals", 0
-                )
-                return state, (state.kernel_state.position, spent)
+    def block(state, key):
+        def step(state, key):
+            state, info = chain.advance(algorithm, target, key, state, num_warmup)
+            return state, (state.kernel_state.position, evaluations(info))
 
-            keys = jax.random.split(keys[2], num_warmup + num_draws)
-            before = begun.adapt_state.num_density_evals
-            before = before + begun.adapt_state.num_grad_evals
-            return *jax.lax.scan(step, begun, keys)[1], before
+        return jax.lax.scan(step, state, jax.random.split(key, BLOCK))
 
-        return jax.vmap(one)(keys)
+    keys = jax.random.split(jax.random.key(1), seeds)
+    # pilots end at different times, and one after the other
+    states = jax.jit(lambda keys: jax.lax.map(begin, keys))(keys)
+    advance = jax.jit(jax.vmap(block), donate_argnums=0)
+    total = evaluations(states.adapt_state)[:, None]
+    found, spent, count = [], [np.asarray(total)], 0
+    while np.min(spent[-1][:, -1]) <= BUDGET:
+        count += 1
+        folded = jax.vmap(jax.random.fold_in, (0, None))(keys, count)
+        states, (x, more) = advance(states, folded)
+        found.append(np.asarray(x, float))
+        spent.append(spent[-1][:, -1:] + np.cumsum(np.asarray(more), axis=1))
+    x, total = (np.concatenate(a, axis=1)[:, num_warmup:] for a in (found, spent[1:]))
+    return [draws[at <= BUDGET] for draws, at in zip(x, total)]
 
-    x, spent, before = run(jax.random.split(jax.random.key(1), seeds))
-    total = np.asarray(before)[:, None] + np.cumsum(np.asarray(spent), axis=1)
-    x = np.asarray(x, float)
-    return [d[num_warmup:][t[num_warmup:] <= BUDGET] for d, t in zip(x, total)]
+
+def evaluations(counts) -> Any:
+    """Of densities and of gradients."""
+    names = "num_density_evals", "num_grad_evals"
+    return sum(getattr(counts, name, 0) for name in names)
 
 
 def num_walkers(problem: Problem) -> int:

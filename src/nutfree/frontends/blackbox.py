@@ -63,11 +63,7 @@ class BlackBox:
             stacked = [np.asarray(leaf) for leaf in stacked]
             ndim = len(shapes[0])
             batch = stacked[0].shape[: stacked[0].ndim - ndim]
-            # a leaf that no member of the batch changes comes once
-            full = [
-                np.broadcast_to(leaf, (*batch, *shape)).reshape(-1, *shape)
-                for leaf, shape in zip(stacked, shapes)
-            ]
+            full = [_of_all(leaf, batch, shape) for leaf, shape in zip(stacked, shapes)]
             values = self._evaluate(full, structure)
             return np.asarray(values, dtype).reshape(batch)
 
@@ -127,8 +123,15 @@ class BlackBox:
                 f"The black box returned {values.size} numbers for {count} positions; "
                 "return one log density for each."
             )
-        self.num_not_finite += int(np.sum(~np.isfinite(values)))
+        self.num_not_finite += count - int(np.count_nonzero(np.isfinite(values)))
         return values.tolist()
+
+
+def _of_all(leaf: np.ndarray, batch: tuple, shape: tuple) -> np.ndarray:
+    """Shape `(n, *shape)`; a leaf that no member of the batch changes comes once."""
+    if leaf.shape != (*batch, *shape):
+        leaf = np.broadcast_to(leaf, (*batch, *shape))
+    return leaf.reshape(-1, *shape)
 
 
 class _Store:

@@ -90,6 +90,45 @@ def test_a_small_gaussian_and_its_evidence():
     assert not np.any(info.num_not_finite)
 
 
+def test_a_mixture_that_is_too_narrow_neither_holds_a_chain_nor_bends_its_law():
+    """20,000 exact draws of N(0, I), each moved by ten steps; q has .2 of its width.
+
+    Five standard errors, three times: false alarms below 2e-6.
+    """
+    n, d = 20_000, 2
+    mixture = one_component(jnp.zeros(d), 0.2 * jnp.eye(d), 2)
+    kernel = ensemble.build_kernel()
+    params = {
+        "mixture": mixture,
+        "archive": jax.random.normal(jax.random.key(1), (20, d)),
+        "step_size": jnp.ones(()),
+        "log_evidence": jnp.asarray(d / 2 * LOG_2PI, jnp.float32),
+        "global_probability": jnp.asarray(0.9),
+        "num_steps": 10,
+    }
+
+    def logdensity(x):
+        return -0.5 * jnp.sum(x**2)
+
+    def moved(key, x):
+        state = ensemble.init(x, logdensity)
+        return kernel(key, state, logdensity, **params)[0].position
+
+    start = jax.random.normal(jax.random.key(2), (n, d))
+    keys = jax.random.split(jax.random.key(0), n)
+    x = np.asarray(jax.jit(jax.vmap(moved))(keys, start), float)
+    radius = np.sum(x**2, axis=1)
+    assert abs(radius.mean() - 2) < 5 * (4 / n) ** 0.5
+    beyond = np.exp(-(2.5**2) / 2)
+    assert abs(np.mean(radius > 2.5**2) - beyond) < 5 * (beyond / n) ** 0.5
+    # where q is hardly ever accepted, all steps and not one in ten are local
+    weight = -0.5 * np.sum(np.asarray(start) ** 2, 1) - log_density(mixture, start)
+    is_heavy = np.asarray(weight) > d / 2 * LOG_2PI + np.log(500)
+    stayed = np.all(x == np.asarray(start), axis=1)
+    assert 50 < is_heavy.sum()
+    assert stayed[is_heavy].mean() < 0.2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("d", [2, 8])
 def test_eight_modes_have_their_weights(d):

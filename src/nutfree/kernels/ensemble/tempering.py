@@ -49,7 +49,7 @@ WIDE_SHARE, LAST_WIDE_SHARE = 0.3, 0.15
 #: points at that power, which is raised where they are fewer.
 WIDE_POWER, WIDE_TARGET_SHARE = 0.25, 0.02
 #: Rounds at t = 1 before the fit may end, and after which it ends.
-MIN_FULL, MAX_FULL = 6, 12
+MIN_FULL, MAX_FULL = 4, 12
 #: Growth of the effective share of a round that is worth another one.
 WORTHWHILE = 1.1
 #: Share of a round that one point may have.

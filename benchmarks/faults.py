@@ -17,7 +17,9 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -90,23 +92,34 @@ def _outcome(act: Callable[[], np.ndarray | None], whole: np.ndarray) -> str:
         return "traceback"
 
 
+def _side_by_side(act: Callable[..., Iterator[str]], cases: Iterable) -> Iterator[str]:
+    """What became of each case, of which two run at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        for outcomes in pool.map(lambda case: list(act(case)), cases):
+            yield from outcomes
+
+
 def _signalled(folder: Path, whole: np.ndarray, quick: bool) -> Iterator[str]:
     """One signal a phase; what is kept goes on to the end."""
-    for number in (signal.SIGTERM,) if quick else (signal.SIGINT, signal.SIGTERM):
-        for phase in PHASES[3:4] if quick else PHASES:
-            run, out = folder / f"{phase}-{number}", folder / f"{phase}-{number}.npy"
-            process = _child("mala", whole.shape[1], run, out)
-            assert process.stderr is not None
-            for line in process.stderr:
-                if line.startswith(f"nutfree: {phase},"):
-                    process.send_signal(number)
-                    break
-            error = process.communicate()[1]
-            if "Traceback" in error:
-                yield "traceback"
-                continue
-            yield _compared(np.load(out) if out.exists() else None, whole)
-            yield _outcome(lambda o=out, r=run: _resumed("mala", r, o, whole), whole)
+
+    def one(case) -> Iterator[str]:
+        number, phase = case
+        run, out = folder / f"{phase}-{number}", folder / f"{phase}-{number}.npy"
+        process = _child("mala", whole.shape[1], run, out)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(f"nutfree: {phase},"):
+                process.send_signal(number)
+                break
+        error = process.communicate()[1]
+        if "Traceback" in error:
+            yield "traceback"
+            return
+        yield _compared(np.load(out) if out.exists() else None, whole)
+        yield _outcome(lambda: _resumed("mala", run, out, whole), whole)
+
+    numbers = (signal.SIGTERM,) if quick else (signal.SIGINT, signal.SIGTERM)
+    return _side_by_side(one, product(numbers, PHASES[3:4] if quick else PHASES))
 
 
 def _resumed(name: str, run: Path, out: Path, whole: np.ndarray) -> np.ndarray | None:
@@ -115,20 +128,24 @@ def _resumed(name: str, run: Path, out: Path, whole: np.ndarray) -> np.ndarray |
 
 
 def _killed(name: str, folder: Path, whole: np.ndarray, moments: int) -> Iterator[str]:
-    """A kill after each of so many pieces; the last begins with no file at all."""
-    for moment in range(moments):
+    """A kill after each of so many pieces; the first finds no file at all."""
+
+    def one(moment: int) -> Iterator[str]:
         run, out = folder / f"{name}-{moment}", folder / f"{name}-{moment}.npy"
         process = _child(name, whole.shape[1], run, out)
         while process.poll() is None and len(list(run.glob("*.npz"))) < moment:
             time.sleep(0.005)
         process.kill()
         process.communicate()
-        yield _outcome(lambda r=run, o=out: _resumed(name, r, o, whole), whole)
+        yield _outcome(lambda: _resumed(name, run, out, whole), whole)
+
+    return _side_by_side(one, range(moments))
 
 
 def _killed_store(folder: Path, whole: np.ndarray, moments: int) -> Iterator[str]:
     """A kill some time after the first draws; then what is read, and what goes on."""
-    for moment in range(moments):
+
+    def one(moment: int) -> Iterator[str]:
         run, out = folder / f"{moment}.zarr", folder / f"{moment}.npy"
         process = _child("mala", whole.shape[1], run, out, kept="store")
         while process.poll() is None and not (run / "zarr.json").exists():
@@ -136,10 +153,12 @@ def _killed_store(folder: Path, whole: np.ndarray, moments: int) -> Iterator[str
         time.sleep(0.1 * moment)
         process.kill()
         process.communicate()
-        yield _outcome(lambda r=run: _draws_of(r), whole)
+        yield _outcome(lambda: _draws_of(run), whole)
         out.unlink(missing_ok=True)
         arguments = ("mala", whole.shape[1], run, out)
-        yield _outcome(lambda a=arguments: _finished(*a, kept="store"), whole)
+        yield _outcome(lambda: _finished(*arguments, kept="store"), whole)
+
+    return _side_by_side(one, range(moments))
 
 
 def _damaged(run: Path, whole: np.ndarray, tries: int) -> Iterator[str]:

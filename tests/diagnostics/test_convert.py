@@ -242,6 +242,29 @@ def test_arviz_works_on_the_tree(what, full_tree):
     assert getattr(arviz, what)(full_tree) is not None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["blackjax.nuts", "blackjax.hmc"])
+def test_a_kernel_of_trajectories_keeps_its_energy(name):
+    """Minus the log density of position and momentum: its mean is that of d squares of
+    standard normals, halved, above the potential's; five standard errors."""
+    import arviz
+
+    import nutfree as nf
+
+    tree = nf.sample(
+        nf.kernel(name, regression),
+        Y,
+        num_warmup=300,
+        num_samples=400,
+        num_chains=2,
+        progress_bar=False,
+    )
+    assert arviz.plot_energy(tree) is not None
+    kinetic = np.asarray(tree.sample_stats["energy"] + tree.sample_stats["lp"], float)
+    # two latent sites
+    assert abs(kinetic.mean() - 1) < 5 / np.sqrt(kinetic.size)
+
+
 @pytest.mark.parametrize(
     ("wrong", "near"),
     [

@@ -7,6 +7,7 @@ trajectory for NUTS and HMC; one for MALA, Barker and GHMC; none for the random 
 """
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import blackjax
 import jax
@@ -91,6 +92,22 @@ def init_ghmc(position, logdensity_fn, rng_key, options):
     return blackjax.ghmc.init(position, logdensity_fn, rng_key)
 
 
+class HamiltonianInfo(NamedTuple):
+    """As of every Metropolis kernel, and the energy, minus the log density of position
+    and momentum, which ArviZ's `plot_energy` and `bfmi` read."""
+
+    acceptance_rate: jax.Array
+    is_divergent: jax.Array
+    num_grad_evals: jax.Array
+    num_density_evals: jax.Array
+    energy: jax.Array
+
+
+def _hamiltonian_info(info: Any) -> HamiltonianInfo:
+    made = metropolis_info(info, num_grad_evals=info.num_integration_steps)
+    return HamiltonianInfo(*made, info.energy)
+
+
 def build_nuts(options: NUTSOptions):
     step = blackjax.nuts.build_kernel()
     max_num_doublings = options.max_num_doublings
@@ -100,7 +117,7 @@ def build_nuts(options: NUTSOptions):
         new, info = step(
             rng_key, state, logdensity_fn, step_size, imm, max_num_doublings
         )
-        return new, metropolis_info(info, num_grad_evals=info.num_integration_steps)
+        return new, _hamiltonian_info(info)
 
     return nuts
 
@@ -116,7 +133,7 @@ def build_hmc(options: HMCOptions):
         rng_key, jitter_key = jax.random.split(rng_key)
         step_size = step_size * jax.random.uniform(jitter_key, (), imm.dtype, 0.8, 1.2)
         new, info = step(rng_key, state, logdensity_fn, step_size, imm, num_steps)
-        return new, metropolis_info(info, num_grad_evals=info.num_integration_steps)
+        return new, _hamiltonian_info(info)
 
     return hmc
 
@@ -215,6 +232,7 @@ SPECS = (
         warmup=warmup_hamiltonian,
         summary="BlackJAX's No-U-Turn sampler",
         paper="Hoffman and Gelman 2014",
+        collects=("energy",),
     ),
     register(
         "hmc",
@@ -224,6 +242,7 @@ SPECS = (
         warmup=warmup_hamiltonian,
         summary="BlackJAX's Hamiltonian Monte Carlo, of a fixed number of steps",
         paper="Neal 2011, arXiv 1206.1901",
+        collects=("energy",),
         gradients=lambda options, params, target: options.num_integration_steps,
     ),
     register(

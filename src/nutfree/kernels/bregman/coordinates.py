@@ -208,7 +208,7 @@ def fitted(
     below, above = _beta(positions.mean - of.offset, variance)
     center = positions.mean + 0.5 * (below - above)
     harmonic = 1 / (below + above)
-    # 3/4 of the slope at the median, because the side of a light tail is stiff: with 1 a
+    # 3/4 of the slope at the median, as the side of a light tail is stiff: with 1, a
     # chain may stay for 20 transitions at a large share, and with 0.6 steps are shorter
     unit = 0.75 * (0.2 + harmonic + 1.2 * harmonic / (0.5 + harmonic)) ** -0.5
 

@@ -237,7 +237,7 @@ def denoise(y):
 def test_a_picture_takes_less_than_100_vectors_of_memory(name):
     """Warm-up and transitions of a chain, by the compiler's own account."""
     n = 256
-    target = nf.model_target(denoise, jnp.zeros((n, n)))
+    target = nf.model_target(denoise, (jnp.zeros((n, n)),))
     mirrored = name == "marbmumla"
     warmup = marbmumla.warmup(mirrored=mirrored)
 

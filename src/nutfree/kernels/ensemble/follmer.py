@@ -12,7 +12,8 @@ The path ends before t = 1, while a few nodes still carry each particle's weight
 draw of Y_1 given Y_t. `num_refresh` Metropolis steps on the posterior follow (0 for the
 path alone). The bias is of order 1/N; N is also the number of time steps. A transition
 takes no gradients and N density evaluations: it moves the next ensemble on by one step,
-and emits one member of the ensemble before. """
+and emits one member of the ensemble before.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

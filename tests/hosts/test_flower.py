@@ -150,6 +150,11 @@ def test_the_same_seed_makes_the_same_draws_and_a_checkpoint_goes_on(tmp_path):
         np.testing.assert_array_equal(draws.values, tree["posterior"][name].values)
     with pytest.raises(CheckpointMismatch):
         run(grid, checkpoint=file, **SETTINGS | {"seed": 4})
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:-200] + bytes(200), b""):
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointMismatch, match="damaged"):
+            run(grid, checkpoint=file, **SETTINGS)
 
 
 def spoilt(kind):

@@ -1,8 +1,6 @@
 """What is kept of a federated run: its checkpoint, and the draws as a tree."""
 
 import json
-import os
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,16 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nutfree.errors import CheckpointMismatch, InvalidData
+from nutfree.hosts import archive
 from nutfree.hosts.wire import Members, Sent
 from nutfree.kernels.federated.federation import (
     Chain,
     Surrogate,
 )
 from nutfree.kernels.federated.privacy import Ledger
-
-
-def _arrays(kept: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: np.asarray(value) for name, value in kept.items()}
 
 
 def identity(server: Any) -> str:
@@ -47,6 +42,7 @@ def store(server: Any, draws, rounds: int, state) -> None:
         "facts": np.array(
             json.dumps(
                 {
+                    "version": version("nutfree"),
                     "identity": identity(server),
                     "members": [
                         server.members.names,
@@ -65,40 +61,43 @@ def store(server: Any, draws, rounds: int, state) -> None:
     }
     path = Path(server.run.checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.part")
-    with open(beside, "wb") as file:
-        np.savez(file, allow_pickle=False, **_arrays(kept))
-    os.replace(beside, path)
+    archive.write(path, {name: np.asarray(value) for name, value in kept.items()})
 
 
 def restore(server: Any):
-    """Return `(draws, rounds, state)` of the checkpoint, if there is one."""
+    """Return `(draws, rounds, state)` of the checkpoint, if there is one.
+
+    Raises:
+        CheckpointMismatch: if it is of another run or version, or damaged.
+    """
     path = server.run.checkpoint
     if path is None or not Path(path).exists():
         return None
-    with np.load(path) as kept:
-        facts = json.loads(str(kept["facts"]))
-        if facts["identity"] != identity(server):
-            raise CheckpointMismatch(
-                f"'{path}' is of another run. Name another file, or remove it."
-            )
-        names, num_rows, shapes = facts["members"]
-        num_rows = tuple(num_rows) if num_rows else None
-        server.members = Members(tuple(names), num_rows, shapes)
-        surrogates = Surrogate(
-            *(jnp.asarray(kept[f"surrogates_{k}"]) for k in Surrogate._fields)
+    kept = archive.read(Path(path))
+    facts = json.loads(str(kept.get("facts", "{}")))
+    known = facts.get("version") == version("nutfree")
+    if not known or facts["identity"] != identity(server):
+        raise CheckpointMismatch(
+            f"'{path}' is of another run, or of another version of nutfree. Name "
+            "another file, or remove it."
         )
-        server.setting = {
-            "factor": jnp.asarray(kept["factor"]),
-            "surrogates": surrogates,
-        }
-        if np.isfinite(kept["bound"]):
-            server.setting["bound"] = jnp.asarray(kept["bound"])
-        state = (
-            Chain(jnp.asarray(kept["position"]), jnp.asarray(kept["ahead"])),
-            jnp.asarray(kept["trusted"]),
-        )
-        draws, server.misfit = list(kept["draws"]), list(kept["misfit"])
+    names, num_rows, shapes = facts["members"]
+    num_rows = tuple(num_rows) if num_rows else None
+    server.members = Members(tuple(names), num_rows, shapes)
+    surrogates = Surrogate(
+        *(jnp.asarray(kept[f"surrogates_{k}"]) for k in Surrogate._fields)
+    )
+    server.setting = {
+        "factor": jnp.asarray(kept["factor"]),
+        "surrogates": surrogates,
+    }
+    if np.isfinite(kept["bound"]):
+        server.setting["bound"] = jnp.asarray(kept["bound"])
+    state = (
+        Chain(jnp.asarray(kept["position"]), jnp.asarray(kept["ahead"])),
+        jnp.asarray(kept["trusted"]),
+    )
+    draws, server.misfit = list(kept["draws"]), list(kept["misfit"])
     server.numbers = {k: np.float32(v) for k, v in facts["numbers"].items()}
     server.left_out, server.why = facts["left_out"], facts["why"]
     server.post.messages, server.post.bytes = facts["costs"]

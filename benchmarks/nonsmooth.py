@@ -157,6 +157,7 @@ def run(quick: bool, only: str = "") -> pd.DataFrame:
                 options = {**options, "step_size": 3 * allowed}
             row = _row(label, name, kernel, options, size)
             rows.append(row)
+            print(row, flush=True)
             if name == SUBGRADIENT:
                 allowed = row["step"]
     table = pd.DataFrame(rows)

@@ -153,8 +153,7 @@ def test_a_model_with_nothing_to_sample_behaves_as_with_nuts(name, capsys):
     assert "Number of divergences: 0" in capsys.readouterr().out
     assert sizes[empty] == [{}, {}]
     assert sizes[only_deterministic] == [{"two": (6, 3)}] * 2
-    if name == "toy":
-        kernel = nf.kernel(name, only_deterministic)
-        settings = {"num_warmup": 2, "num_samples": 3, "num_chains": 2}
-        tree = nf.sample(kernel, **settings, progress_bar=False)
-        assert tree["posterior"]["two"].shape == (2, 3, 3)
+    kernel = nf.kernel(name, only_deterministic)
+    settings = {"num_warmup": 2, "num_samples": 3, "num_chains": 2}
+    tree = nf.sample(kernel, **settings, progress_bar=False)
+    assert tree["posterior"]["two"].shape == (2, 3, 3)

@@ -159,7 +159,8 @@ def _tuned(spec: Any, state: Any) -> dict[str, Any]:
     found = {
         k: v for k, v in params.items() if is_array(v) and np.ndim(v) == chain_axes
     }
-    if spec.findings is not None:
+    # a model without latent sites has no parameters
+    if spec.findings is not None and params:
         findings = jax.vmap(spec.findings) if chain_axes else spec.findings
         found |= findings(params)
     return {"tuned": {k: np.ravel(v).tolist() for k, v in found.items()}}

@@ -332,7 +332,8 @@ class NutfreeKernel(MCMCKernel):
                 "The log density is not finite at the starting point. Pass an "
                 "init_params where it is."
             )
-        if self.spec.concerns is not None:
+        # a model without latent sites has no parameters
+        if self.spec.concerns is not None and state.adapt_state.params:
             for concern in self.spec.concerns(state.adapt_state.params):
                 warn(concern)
         self._check_hierarchy(state, model_args, model_kwargs)

@@ -18,6 +18,7 @@ from nutfree.errors import CheckpointMismatch, InvalidData
 
 pytest.importorskip("flwr")
 
+from nutfree.hosts import archive
 from nutfree.hosts.flower import (
     ARRAYS,
     FACTS,
@@ -155,6 +156,11 @@ def test_the_same_seed_makes_the_same_draws_and_a_checkpoint_goes_on(tmp_path):
         file.write_bytes(damaged)
         with pytest.raises(CheckpointMismatch, match="damaged"):
             run(grid, checkpoint=file, **SETTINGS)
+    file.write_bytes(whole)
+    arrays = archive.read(file)
+    archive.write(file, {k: v for k, v in arrays.items() if k != "factor"})
+    with pytest.raises(CheckpointMismatch, match="'factor'"):
+        run(grid, checkpoint=file, **SETTINGS)
 
 
 def spoilt(kind):

@@ -24,7 +24,6 @@ from nutfree.kernels.federated.federation import (
     Answer,
     Chain,
     add_answer,
-    forecast,
     misfit,
     no_answers,
     pool,
@@ -33,6 +32,7 @@ from nutfree.kernels.federated.federation import (
 from nutfree.kernels.federated.privacy import Ledger, step_multiplier
 from nutfree.kernels.federated.rounds import (
     Scheme,
+    forecast,
     plan_round,
 )
 
@@ -168,7 +168,8 @@ class Server:
                 answers[place] = self.post("visit", [again])[0]
         shapes = {"arrived": chain.ahead.shape, "status": chain.ahead.shape[:1]}
         so_far = jax.vmap(no_answers)(chain.ahead)
-        expects = self._expects()
+        surrogates, factor = self.setting["surrogates"], self.setting["factor"]
+        expects = forecast(self.scheme, surrogates, factor, h)
         for place, s in enumerate(map(int, chosen)):
             name = self.members.names[s]
             found = None
@@ -181,7 +182,6 @@ class Server:
             self._account(slots, place)
             asked = jax.tree.map(lambda a, place=place: a[place], slots.asked)
             answer = Answer(*map(jnp.asarray, (found["arrived"], found["status"])))
-            factor = self.setting["factor"]
             so_far, out = _add(
                 so_far, asked, chain, answer, trusted[s], factor, expects
             )
@@ -194,14 +194,6 @@ class Server:
             chain, so_far, self.scheme.shared_noise, kept
         )
         return (chain, trusted), np.asarray(jax.vmap(misfit)(so_far))
-
-    def _expects(self):
-        """Return where exact surrogates would lead; None where it does not matter."""
-        if self.scheme.any_surrogates:
-            return None
-        K, rho = self.scheme.num_local_steps, self.scheme.shared_noise
-        pooled, h = pool(self.setting["surrogates"]), self.numbers["step_size"]
-        return forecast(pooled, self.setting["factor"], h, K, rho)
 
     def _rest(self, s: int, number: int, answered: bool) -> None:
         _, length = self._rests.get(s, (0, 0))

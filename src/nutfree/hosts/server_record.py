@@ -74,13 +74,26 @@ def restore(server: Any):
     if path is None or not Path(path).exists():
         return None
     kept = archive.read(Path(path))
-    facts = json.loads(str(kept.get("facts", "{}")))
-    known = facts.get("version") == version("nutfree")
-    if not known or facts["identity"] != identity(server):
+    try:
+        facts = json.loads(str(kept.get("facts", "{}")))
+        told = facts.get("version"), facts.get("identity")
+        if told != (version("nutfree"), identity(server)):
+            raise CheckpointMismatch(
+                f"'{path}' is of another run, or of another version of nutfree. Name "
+                "another file, or remove it."
+            )
+        draws, rounds, state = _taken(server, kept, facts)
+    except (AttributeError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointMismatch(
-            f"'{path}' is of another run, or of another version of nutfree. Name "
-            "another file, or remove it."
-        )
+            f"'{path}' is damaged ({type(error).__name__}: {error}). Name another "
+            "file, or remove it."
+        ) from error
+    server.log(f"Going on from {len(draws)} draws in '{path}'.")
+    return draws, rounds, state
+
+
+def _taken(server: Any, kept: dict[str, np.ndarray], facts: dict[str, Any]):
+    """Give the server what a checkpoint has; return what `restore` does."""
     names, num_rows, shapes = facts["members"]
     num_rows = tuple(num_rows) if num_rows else None
     server.members = Members(tuple(names), num_rows, shapes)
@@ -101,7 +114,6 @@ def restore(server: Any):
     server.numbers = {k: np.float32(v) for k, v in facts["numbers"].items()}
     server.left_out, server.why = facts["left_out"], facts["why"]
     server.post.messages, server.post.bytes = facts["costs"]
-    server.log(f"Going on from {len(draws)} draws in '{path}'.")
     server.ledgers = [Ledger(spent) for spent in facts["spent"]]
     return draws, facts["rounds"], state
 

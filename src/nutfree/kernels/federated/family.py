@@ -20,12 +20,12 @@ from nutfree.kernels.federated.federation import (
     Answer,
     Chain,
     Visit,
-    forecast,
     pool,
 )
 from nutfree.kernels.federated.owners import Owners
 from nutfree.kernels.federated.rounds import (
     Scheme,
+    forecast,
     one_round,
     plan_round,
     settings,
@@ -169,10 +169,7 @@ def federated_kernel(make_scheme: MakeScheme) -> Callable:
             active = jnp.ones(owners.count, bool)
         num_rounds = chosen_rounds(num_rounds, step_size, scheme.num_local_steps)
         pooled = None if surrogates is None else pool(surrogates)
-        expects = None
-        if pooled is not None and not scheme.any_surrogates:
-            K, rho = scheme.num_local_steps, scheme.shared_noise
-            expects = forecast(pooled, factor, step_size, K, rho)
+        expects = forecast(scheme, surrogates, factor, step_size)
         setting_of = settings(scheme, factor, surrogates, pooled, bound)
 
         def body(i, carry):

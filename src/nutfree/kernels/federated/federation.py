@@ -268,15 +268,6 @@ class Forecast(NamedTuple):
     shared_noise: float
 
 
-def forecast(
-    pooled: Surrogate, factor, step_size, num_local_steps: int, shared_noise: float
-) -> Forecast:
-    kept = (1 - step_size / 2) ** num_local_steps
-    inner = matvec(transpose(factor), pooled.gradient)
-    mode = pooled.centre + matvec(factor, inner)
-    return Forecast(mode, kept, (1 - kept**2) / (1 - step_size / 4), shared_noise)
-
-
 def misfit(done: Round) -> jax.Array:
     """How far owners stray from what surrogates expect: 1 where they are exact.
 

@@ -29,12 +29,14 @@ from nutfree.kernels.federated.federation import (
     add_answer,
     misfit,
     no_answers,
+    pool,
     server_step,
     surrogate_gradient,
     visit,
 )
 from nutfree.kernels.federated.owners import Owner, Owners
 from nutfree.kernels.federated.privacy import Privacy, clipped_gradient
+from nutfree.numerics.preconditioning import matvec, transpose
 
 DRAWS = ("without replacement", "with replacement")
 WEIGHTS = ("rows", "even")
@@ -182,6 +184,23 @@ def settings(
     return lambda s: Setting(
         factor, jax.tree.map(lambda a: a[s], surrogates), pooled, bound
     )
+
+
+def forecast(
+    scheme: Scheme, surrogates: Surrogate | None, factor, step_size
+) -> Forecast | None:
+    """Say where exact surrogates lead an owner, from those of all, stacked.
+
+    None is said where there are none, or where they do not matter.
+    """
+    if surrogates is None or scheme.any_surrogates:
+        return None
+    pooled = pool(surrogates)
+    kept = (1 - step_size / 2) ** scheme.num_local_steps
+    inner = matvec(transpose(factor), pooled.gradient)
+    mode = pooled.centre + matvec(factor, inner)
+    variance = (1 - kept**2) / (1 - step_size / 4)
+    return Forecast(mode, kept, variance, scheme.shared_noise)
 
 
 class Outcome(NamedTuple):

@@ -14,8 +14,8 @@ rows go over the separation, the last over the paper's M, the number of noisy
 observations, at one separation.
 
 clc loses here. Without a pilot, Langevin steps from the look do not find the other
-mode's share of D: 16 sds apart, at 200,000 gradients, 49 % of its draws are in the
-lighter mode, and 39 % of multalmc's, for 20 %. With its pilot, and no jump between
+mode's share of D: 16 sds apart, at 2,000,000 gradients, 46 % of its draws are in the
+lighter mode, and 40 % of multalmc's, for 20 %. With its pilot, and no jump between
 modes, clc is within .003 from 10 to 64 sds (`tests/kernels/chain`).
 """
 

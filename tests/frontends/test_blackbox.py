@@ -11,6 +11,8 @@ import numpyro.distributions as dist
 import pytest
 
 import nutfree as nf
+from nutfree import registry
+from nutfree.hosts import chain
 
 
 def potential(position):
@@ -23,13 +25,23 @@ def stacked(n):
     return {"x": jnp.asarray(x), "y": jnp.arange(n, dtype=jnp.float32)}
 
 
-def test_values_under_jit_and_vmap_are_the_functions():
-    box = nf.blackbox(potential)
+@pytest.mark.parametrize("one_cpu", [True, False])
+def test_values_under_jit_and_vmap_are_the_functions(one_cpu, monkeypatch):
+    monkeypatch.setattr("nutfree.frontends.blackbox._is_one_cpu", lambda: one_cpu)
+    kept = []
+
+    def keeps(position):
+        kept.append(position)
+        return potential(position)
+
+    box = nf.blackbox(keeps)
     positions = stacked(5)
     found = jax.jit(jax.vmap(box))(positions)
     rows = [jax.tree.map(lambda a, i=i: a[i], positions) for i in range(5)]
     np.testing.assert_allclose(found, [potential(row) for row in rows])
     assert box.num_calls == 5
+    # what the function keeps is its own, and no buffer that is written to again
+    np.testing.assert_array_equal([p["x"] for p in kept], positions["x"])
     # a leaf that is shared by the batch
     shared = jax.vmap(lambda y: box({"x": jnp.ones(2), "y": y}))(positions["y"])
     np.testing.assert_allclose(shared, np.arange(5) - 1.0)
@@ -66,17 +78,49 @@ def test_exceptions_are_counted_and_the_others_have_their_values():
         )
 
 
-def test_eight_calls_run_side_by_side():
+def test_eight_chains_call_side_by_side():
     """All eight wait until eight have begun; one after the other they would never."""
     together = threading.Barrier(8, timeout=60)
 
     def waits(position):
         together.wait()
-        return potential(position)
+        return -0.5 * float(np.sum(position**2))
 
+    walk = chain.algorithm(registry.get("blackjax.rmh"), {})
     with ThreadPoolExecutor(8) as executor:
         box = nf.blackbox(waits, executor=executor)
-        assert np.all(np.isfinite(jax.vmap(box)(stacked(8))))
+
+        @jax.jit
+        @jax.vmap
+        def draws(key, start):
+            def step(state, key):
+                return walk.kernel(key, state, box, step_size=0.5)[0], None
+
+            begun = walk.init(start, box, key)
+            return jax.lax.scan(step, begun, jax.random.split(key, 5))[0]
+
+        keys = jax.random.split(jax.random.key(0), 8)
+        end = draws(keys, jnp.arange(16.0).reshape(8, 2))
+        assert np.all(np.isfinite(end.logdensity))
+    # where each starts, and five proposals
+    assert box.num_calls == 48
+
+
+def test_a_function_that_raises_does_so_before_anything_is_compiled():
+    """And not in a program, which has errors of its own."""
+
+    def fails(position):
+        raise RuntimeError("no convergence")
+
+    box = nf.blackbox(fails, on_error="raise")
+    # added to another density, and of the first of two chains
+    for kernel in (
+        nf.kernel("ensemble", potential_fn=lambda x: jnp.sum(x**2) + box(x)),
+        nf.kernel("ensemble", nf.Target(box)),
+    ):
+        with pytest.raises(RuntimeError, match=r"^no convergence$"):
+            nf.sample(kernel, num_chains=2, init_params=np.ones((2, 3)))
+    assert box.num_calls == 2
 
 
 @pytest.mark.slow

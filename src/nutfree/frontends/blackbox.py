@@ -3,6 +3,11 @@
 JAX calls it back with concrete numbers, for all members of a batch at once (the chains
 of a vectorised run, the draws of a pilot's round), and the calls of a batch are spread
 over an executor. It has no gradient.
+
+On one CPU the callback reads and writes XLA's own buffers. `jax.pure_callback` makes
+JAX arrays of them first, on every device: 63 microseconds of a CPU a call, where this
+takes 3. A GPU's buffers would have to be copied, and of several devices each would
+call.
 """
 
 from __future__ import annotations
@@ -19,6 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from nutfree.errors import InvalidOption, warn
+
+try:
+    # JAX says that a later version may have it elsewhere
+    from jax.experimental.buffer_callback import buffer_callback
+except ImportError:  # pragma: no cover
+    buffer_callback = None  # type: ignore[assignment]
 
 ON_ERROR = ("reject", "raise")
 
@@ -53,47 +64,64 @@ class BlackBox:
         self.first_error: BaseException | None = None
 
     def __call__(self, position: Any) -> jax.Array:
-        """The function's value, a scalar; NaN where it raised."""
+        """The function's value, a scalar; NaN where it raised.
+
+        Outside of a program the function is called at once.
+        """
         leaves, structure = jax.tree.flatten(position)
-        leaves = [jnp.asarray(leaf) for leaf in leaves]
         dtype = jnp.result_type(float, *leaves)
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            stacked = [np.array(leaf)[None] for leaf in leaves]
+            return jnp.asarray(self._evaluate(stacked, structure)[0], dtype)
+        leaves = [jnp.asarray(leaf) for leaf in leaves]
         shapes = [leaf.shape for leaf in leaves]
 
         def evaluate(*stacked):
-            stacked = [np.asarray(leaf) for leaf in stacked]
-            ndim = len(shapes[0])
-            batch = stacked[0].shape[: stacked[0].ndim - ndim]
-            full = [_of_all(leaf, batch, shape) for leaf, shape in zip(stacked, shapes)]
+            # copies, as what is passed on may be kept, and a buffer is not
+            stacked = [np.asarray(leaf).copy() for leaf in stacked]
+            batch = stacked[0].shape[: stacked[0].ndim - len(shapes[0])]
+            full = [leaf.reshape(-1, *shape) for leaf, shape in zip(stacked, shapes)]
             values = self._evaluate(full, structure)
             return np.asarray(values, dtype).reshape(batch)
 
-        out = jax.ShapeDtypeStruct((), dtype)
-        return jax.pure_callback(evaluate, out, *leaves, vmap_method="broadcast_all")
+        def evaluate_into(context, out, *stacked):
+            del context
+            np.asarray(out)[...] = evaluate(*stacked)
+
+        out, how = jax.ShapeDtypeStruct((), dtype), "broadcast_all"
+        if _is_one_cpu() and buffer_callback is not None:
+            return buffer_callback(evaluate_into, out, vmap_method=how)(*leaves)
+        return jax.pure_callback(evaluate, out, *leaves, vmap_method=how)
 
     def _evaluate(self, leaves: list[np.ndarray], structure) -> list[float]:
-        number = len(leaves[0])
-        keys = [b"".join(leaf[i].tobytes() for leaf in leaves) for i in range(number)]
+        """Values at the rows of the leaves, `(n, ...)`."""
+        rows = range(len(leaves[0]))
+        keys = [b"".join([leaf[i].tobytes() for leaf in leaves]) for i in rows]
         with self._lock:
             new = {k: i for i, k in enumerate(keys) if k not in self._values}
-        self.num_cached += number - len(new)
-        rows = list(new.values())
-        size = self._batch or 1
-        jobs = []
-        for begin in range(0, len(rows), size):
-            chosen = [leaf[rows[begin : begin + size]] for leaf in leaves]
-            if self._batch is None:
-                chosen = [leaf[0] for leaf in chosen]
-            jobs.append(jax.tree.unflatten(structure, chosen))
-        found: list[float] = []
-        for job, result in zip(range(len(jobs)), self._map(jobs)):
-            count = min(size, len(rows) - job * size)
-            found += self._read(result, count)
-        fresh = dict(zip(new, found))
-        with self._lock:
-            self._values.update(fresh)
-            if self._store is not None:
-                self._store.write(fresh)
+        self.num_cached += len(keys) - len(new)
+        if new:
+            found = self._call(leaves, structure, list(new.values()))
+            fresh = dict(zip(new, found))
+            with self._lock:
+                self._values.update(fresh)
+                if self._store is not None:
+                    self._store.write(fresh)
         return [self._values[key] for key in keys]
+
+    def _call(self, leaves: list[np.ndarray], structure, rows) -> list[float]:
+        size = self._batch or 1
+        jobs, counts = [], []
+        for begin in range(0, len(rows), size):
+            part = rows[begin : begin + size]
+            index = part[0] if self._batch is None else part
+            chosen = [leaf[index] for leaf in leaves]
+            jobs.append(jax.tree.unflatten(structure, chosen))
+            counts.append(len(part))
+        found: list[float] = []
+        for count, result in zip(counts, self._map(jobs)):
+            found += self._read(result, count)
+        return found
 
     def _map(self, jobs: list[Any]) -> Iterable[tuple[Any, BaseException | None]]:
         if self._executor is None or len(jobs) < 2:
@@ -127,11 +155,8 @@ class BlackBox:
         return values.tolist()
 
 
-def _of_all(leaf: np.ndarray, batch: tuple, shape: tuple) -> np.ndarray:
-    """Shape `(n, *shape)`; a leaf that no member of the batch changes comes once."""
-    if leaf.shape != (*batch, *shape):
-        leaf = np.broadcast_to(leaf, (*batch, *shape))
-    return leaf.reshape(-1, *shape)
+def _is_one_cpu() -> bool:
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
 class _Store:

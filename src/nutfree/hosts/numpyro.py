@@ -225,7 +225,8 @@ class NutfreeKernel(MCMCKernel):
         batched = is_batch(rng_key)
         leaves = jax.tree.leaves((model_args, model_kwargs))
         run = (num_warmup, batched, [id(leaf) for leaf in leaves])
-        if self._run is None or self._run[0] != run:
+        fresh = self._run is None or self._run[0] != run
+        if fresh:
             # the leaves are kept, so that their identities stay theirs
             self._run, self._num_warmup = (run, leaves), num_warmup
             self._frontend = None
@@ -248,6 +249,8 @@ class NutfreeKernel(MCMCKernel):
             shapes = None if self._frontend is None else self._frontend.shapes
             chains = rng_key.shape[0] if batched else None
             check_init_params(position, shapes, chains)
+        if fresh and self._target is not None:
+            _call_once(self._target, position, batched)
         return self.arguments.fed, *keys, position
 
     def _as_arguments(self, data, target, init_params, batched) -> Arguments:
@@ -412,6 +415,18 @@ class _Minus:
 
     def __call__(self, position):
         return -self.potential_fn(position)
+
+
+def _call_once(target: Target, position, batched: bool) -> None:
+    """Call a density that is Python's where the first chain starts.
+
+    One that raises, or takes long, is known at once and not after compiling.
+    """
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(position)):
+        return
+    first = jax.tree.map(as_float, _of_first_chain(position) if batched else position)
+    if "callback" in str(jax.make_jaxpr(target.logdensity_fn)(first)):
+        target(first)
 
 
 def _of_first_chain(tree):

@@ -1,5 +1,6 @@
 """Names, options and entry points."""
 
+import html
 import os
 import subprocess
 import sys
@@ -16,10 +17,25 @@ from nutfree.report import catalogue
 def test_table_lists_every_kernel_with_the_columns_users_read():
     table = nf.kernels()
     assert table.index.name == "name"
-    columns = ["family", "summary", "paper", "needs", "draws", "guarantee"]
+    columns = ["guarantee", "summary", "needs", "family", "draws", "paper"]
     assert list(table.columns) == columns
     assert {"nuts", "mala", "ula"} <= set(table.index)
     assert (table["summary"].str.len() > 10).all()
+
+
+@pytest.mark.parametrize("width", [80, 300])
+def test_a_printed_table_cuts_no_sentence(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    table = nf.kernels()
+    printed = repr(table)
+    assert max(map(len, printed.splitlines())) <= width
+    words = set(" ".join([*table.index, *table["summary"]]).split())
+    assert words <= set(printed.split())
+    assert ("not shown" in printed) == (width == 80)
+    assert all(
+        html.escape(s, quote=False) in table._repr_html_() for s in table["summary"]
+    )
+    assert type(table[["family"]].head(2)) is type(table)
 
 
 @pytest.mark.parametrize(

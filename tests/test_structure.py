@@ -20,6 +20,7 @@ FLOORS = (
     "target",
     "facts",
     "options",
+    "listing",
     "registry",
     "numerics",
     "warmup",

@@ -213,6 +213,7 @@ def list_kernels(
 ) -> None:
     """List every kernel, with its family, needs and promise."""
     from nutfree import registry
+    from nutfree.listing import show
 
     if markdown:
         from nutfree.report.catalogue import documentation
@@ -220,8 +221,7 @@ def list_kernels(
         print(documentation(), end="")
         return
     with _plain_errors():
-        table = registry.kernels().reset_index()
-    _show(table[["name", "family", "needs", "draws", "guarantee", "summary"]])
+        show(registry.kernels(), console)
 
 
 @app.command()
@@ -335,6 +335,7 @@ def recommend(
 ) -> None:
     """Say which kernels suit a model file, without sampling."""
     with _plain_errors():
+        from nutfree.listing import show
         from nutfree.report import recommend as run
 
         model, args, kwargs = _load(file)
@@ -345,7 +346,7 @@ def recommend(
             seed=seed,
             all_kernels=everything,
         )
-        _show(found)
+        show(found, console)
         if "num_chains" in found.attrs:
             number = found.attrs["num_chains"]
             console.print(

@@ -23,7 +23,7 @@ from nutfree.options import option as option
 from nutfree.target import PARTS, Target
 
 if TYPE_CHECKING:
-    import pandas
+    from nutfree.listing import Listing
 
 GROUP = "nutfree.kernels"
 DRAWS = ("chain", "independent", "ensemble")
@@ -238,17 +238,18 @@ def resolve(
     return (get(spec.exact_form) if exact else spec), options
 
 
-def kernels() -> pandas.DataFrame:
+def kernels() -> Listing:
     """A table of every registered kernel, indexed by name.
 
     Returns:
-        A data frame with columns family, summary, paper, needs, draws, guarantee.
+        A data frame with columns guarantee, summary, needs, family, draws, paper.
     """
-    import pandas as pd
+    from nutfree.listing import Listing
 
-    rows = [
-        (s.name, s.family, s.summary, s.paper, ", ".join(s.needs), s.draws, s.guarantee)
+    rows = {
+        s.name: (s.guarantee, s.summary, ", ".join(s.needs), s.family, s.draws, s.paper)
         for s in specs().values()
-    ]
-    columns = ["name", "family", "summary", "paper", "needs", "draws", "guarantee"]
-    return pd.DataFrame(rows, columns=columns).set_index("name")
+    }
+    columns = ["guarantee", "summary", "needs", "family", "draws", "paper"]
+    listing = Listing.from_dict(rows, orient="index", columns=columns)
+    return listing.rename_axis("name")

@@ -17,12 +17,19 @@ from nutfree.report.device import free_chains
 from nutfree.report.probe import probe
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from nutfree.listing import Listing
 
 __all__ = ["recommend"]
 
 #: Rows of the table unless all are asked for.
 NUM_SHOWN = 5
+#: What a kernel asks for, in words.
+PART = {
+    "prior": "a prior",
+    "minibatch": "rows in minibatches",
+    "split": "a split",
+    "shards": "data in shards",
+}
 
 
 @in_full_precision
@@ -34,7 +41,7 @@ def recommend(
     model_args: tuple | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
-) -> "pd.DataFrame":
+) -> "Listing":
     """Kernels for a model, most promising first, each with the reason.
 
     Nothing is sampled, so this is advice: `compare` measures. Where nothing speaks
@@ -49,7 +56,8 @@ def recommend(
         model_args, model_kwargs: as for ``nutfree.sample``.
 
     Returns:
-        A data frame with columns kernel, fits, why, needs_missing. A kernel that does
+        A data frame with columns kernel, fits, why, needs_missing, which prints its
+        sentences in full. A kernel that does
         not fit lacks a part of the posterior; needs_missing says what would add it. On
         a GPU ``attrs["num_chains"]`` is how many chains take as long as four.
 
@@ -63,11 +71,10 @@ def recommend(
         >>> recommend(model)["kernel"][0]
         'nuts'
     """
-    import pandas as pd
-
     from nutfree.frontends.hierarchy import centred_sites
     from nutfree.frontends.numpyro import model_target
     from nutfree.hosts.arguments import model_arguments
+    from nutfree.listing import Listing
 
     settings = {"seed": seed, "all_kernels": all_kernels}
     args, kwargs = model_arguments(
@@ -83,13 +90,13 @@ def recommend(
         if not facts.has_gradient and spec.uses_gradient:
             fits, why = False, "needs a gradient, and this log density has none"
         elif missing:
-            why = f"needs a {', '.join(missing)}"
+            why = f"needs {' and '.join(PART[part] for part in missing)}"
         lacks = "; ".join(f"{p}: {target.advice.get(p, 'absent')}" for p in missing)
         rank = (not fits, -score, not spec.recommended, order)
         rows.append((rank, spec.name, fits, why, lacks))
     rows.sort(key=lambda row: row[0])
     columns = ["kernel", "fits", "why", "needs_missing"]
-    table = pd.DataFrame([row[1:] for row in rows], columns=columns)
+    table = Listing([row[1:] for row in rows], columns=columns)
     if not all_kernels:
         table = table[table["fits"]].head(NUM_SHOWN)
     if facts.has_gradient and jax.default_backend() != "cpu":

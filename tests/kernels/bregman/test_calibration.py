@@ -1,5 +1,5 @@
-"""Simulation-based calibration of the exact kernels on a lasso, a simplex and a total
-variation."""
+"""Simulation-based calibration of the exact kernels on a lasso, a product, a simplex
+and a total variation."""
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,19 @@ def lasso_truth(key):
     beta = scale * jax.random.laplace(keys[1], (3,))
     y = X @ beta + 0.7 * jax.random.normal(keys[2], (4,))
     return {"scale": scale, "beta": beta}, y
+
+
+def product(y):
+    """A scale and what is in its units: a ridge, with a funnel at its end."""
+    scale = numpyro.sample("scale", dist.LogNormal(0, 1))
+    z = numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))
+    numpyro.sample("y", dist.Normal(scale * z, 0.3).to_event(1), obs=y)
+
+
+def product_truth(key):
+    keys = jax.random.split(key, 3)
+    scale, z = jnp.exp(jax.random.normal(keys[0])), jax.random.normal(keys[1], (3,))
+    return {"scale": scale, "z": z}, scale * z + 0.3 * jax.random.normal(keys[2], (3,))
 
 
 def simplex(y):
@@ -70,6 +83,7 @@ def seen(values):
 
 CASES = {
     "lasso": (lasso, lasso_truth),
+    "product": (product, product_truth),
     "simplex": (simplex, simplex_truth),
     "total variation": (total_variation, total_variation_truth),
 }

@@ -15,6 +15,7 @@ import nutfree as nf
 from nutfree.kernels.bregman import marbmumla
 from nutfree.kernels.bregman.coordinates import Kinds, Tails, enter, fitted, leave
 from nutfree.kernels.bregman.reference import reference_at
+from nutfree.kernels.bregman.scales import Scales, found_scales, which_of
 from nutfree.numerics.moments import Moments
 from nutfree.numerics.proximal import LaplaceTerm
 from nutfree.warmup import fisher
@@ -128,13 +129,18 @@ def test_gamma_laws_stay_as_they_are(mirrored, unit, left):
 
 
 def test_coordinates_invert_and_have_their_jacobian():
-    """Logs of distances, logits of shares and a plain one, with and without tails."""
+    """Logs of distances, logits of shares and a real one whose scale two distances
+    make, with and without tails."""
     z = jnp.array([-80.0, -20.0, -6.0, 0.0, 1.5, 6.0] * 4 + [3.0])
     no, yes = np.zeros(6, bool), np.ones(6, bool)
     half = np.concatenate([yes, yes, no, no, [False]])
-    of = Kinds(half, np.concatenate([no, no, yes, yes, [False]]), np.zeros(25))
+    share, real = np.concatenate([no, no, yes, yes, [False]]), np.arange(25) == 24
+    of = Kinds(half, share, np.zeros(25), real)
     tail = jnp.asarray(np.concatenate([no, yes, no, yes, [False]]), float)
-    tails = Tails(0.7, jnp.where(half, 0.0, -0.3), 4.0 * tail, 0.8 * tail)
+    powers = jnp.zeros((1, 12)).at[0, jnp.array([4, 10])].set(jnp.array([0.7, -1.2]))
+    scales = Scales(powers, jnp.full(12, 0.5), jnp.array([0.3]))
+    center = jnp.where(half, 0.0, -0.3)
+    tails = Tails(0.7, center, 4.0 * tail, 0.8 * tail, scales)
 
     @jax.jit
     def there_and_back(z):
@@ -144,7 +150,7 @@ def test_coordinates_invert_and_have_their_jacobian():
 
     back, log_slope, jacobian = there_and_back(z)
     np.testing.assert_allclose(back, z, rtol=1e-5, atol=1e-5)
-    slope = jnp.sum(jnp.log(jnp.diag(jacobian)))
+    slope = jnp.sum(jnp.log(jnp.diag(jacobian)))  # which is triangular
     np.testing.assert_allclose(log_slope, slope, rtol=1e-4)
 
 
@@ -166,12 +172,45 @@ def test_coordinates_of_bounded_laws_are_nearly_gaussian():
     logits = [log_gamma(rng, a, num) - log_gamma(rng, b, num) for a, b in shapes]
     z = jnp.asarray(np.stack([*logs.values(), *logits], axis=1), jnp.float32)
     half = np.arange(8) < 4
-    of = Kinds(half, ~half, np.zeros(8))
+    of = Kinds(half, ~half, np.zeros(8), np.zeros(8, bool))
     tails, known = fitted(of, moments_of(z), moments_of(jnp.exp(jnp.where(half, z, 0))))
     s = np.asarray(jax.vmap(lambda z: enter(z, of, tails))(z))
     assert known.all()
     assert np.all((s.std(0) > 0.8) & (s.std(0) < 1.6))
     assert np.all(np.abs(kurtosis(s)) < 2)
+
+
+@pytest.mark.parametrize(
+    ("power", "noise"),
+    [pytest.param(-1.0, 100.0, id="a funnel"), pytest.param(1.0, 0.1, id="a ridge")],
+)
+def test_scales_are_found_from_scores(power, noise):
+    """x ~ N(0, exp(t)) alone, and x ~ N(0, 1) with an observation of x exp(t).
+
+    By 60 points about a curve, in both there is one coordinate y in which x and t are
+    independent, nearly, and in others there is none.
+    """
+
+    def logdensity(z):
+        t, x, other = z
+        if power < 0:
+            return -0.5 * (x * jnp.exp(-t)) ** 2 - t - 0.5 * t**2 - 0.5 * other**2
+        seen = (x * jnp.exp(t) - 2.0) / noise
+        return -0.5 * (x**2 + t**2 + other**2 + seen**2)
+
+    t, x, other = np.random.default_rng(0).normal(size=(3, 60)).astype(np.float32)
+    t = t if power < 0 else 1.0 + 0.5 * t
+    x = x * np.exp(t) if power < 0 else (2.0 + noise * x) * np.exp(-t)
+    z = jnp.stack([t, x, other], 1)
+    which = which_of(np.array([False, True, True]), np.array([True, False, False]))
+    told = jnp.ones(60, bool)
+    find = jax.jit(partial(found_scales, which))
+    score = jax.vmap(jax.grad(logdensity))(z)
+    found = find(z, score, told, jnp.mean(t)[None])
+    np.testing.assert_allclose(found.powers, [[power], [0.0]], atol=0.1)
+    assert found.onset[0] >= 1
+    # a posterior that is a Gaussian is left alone
+    assert not np.any(find(z, -z, told, jnp.zeros(1)).powers)
 
 
 def moments_of(x) -> Moments:

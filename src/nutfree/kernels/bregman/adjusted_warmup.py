@@ -2,9 +2,10 @@
 
 The pilot first climbs from a start that is far out. In the first half of its
 transitions bounded sites are moved along by their logs and logits, whose moments tell
-the tails of the coordinates. From then on the coordinates stay, and windows as Stan's
-give a preconditioner (`fisher`) and a step that meets the acceptance rate, in the
-second half of the pilot and again in the host's warm-up.
+the tails of the coordinates, and scores tell the scales of real ones. From then on the
+coordinates stay, but that scales are given up where the second half diverges. Windows
+as Stan's give a preconditioner (`fisher`) and a step that meets the acceptance rate, in
+the second half of the pilot and again in the host's warm-up.
 """
 
 from collections.abc import Callable
@@ -16,10 +17,11 @@ from blackjax.adaptation.staged_adaptation import build_schedule
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jax.flatten_util import ravel_pytree
 
-from nutfree.kernels.bregman.coordinates import Kinds, fitted, unfitted
+from nutfree.kernels.bregman.coordinates import Kinds, enter, fitted, unfitted
 from nutfree.kernels.bregman.reference import reference_at
+from nutfree.kernels.bregman.scales import found_scales
 from nutfree.numerics.descent import descend
-from nutfree.numerics.evaluation import counted_value_and_grad, select
+from nutfree.numerics.evaluation import counted_value_and_grad, is_finite, select
 from nutfree.numerics.moments import Moments, no_moments
 from nutfree.numerics.preconditioning import solve_root, standard_deviations
 from nutfree.warmup import fisher
@@ -30,6 +32,8 @@ from nutfree.warmup.base import AdaptationState, Warmup
 ACCEPTANCE = 0.7
 #: Part of a step by which a trajectory may be shorter than a whole number of them.
 ROUNDED_UP = 0.2
+#: Share of a pilot's last transitions above which scales that it found are given up.
+MOST_DIVERGENT = 0.05
 #: The parameters that are learned from what windows see.
 LEARNT = ("factor", "reference")
 #: Gradients between two checks of what the climb from a far start has gained.
@@ -128,7 +132,7 @@ def adjusted_warmup(
 
     def init(rng_key, position, target, num_steps) -> AdaptationState:
         z, unravel = ravel_pytree(position)
-        of = kinds_of(position, target.split)
+        zeros, of = jnp.zeros_like(z), kinds_of(position, target.split)
         z, count = climb(counted_value_and_grad(lambda z: target(unravel(z))), z)
         position = unravel(z)
         params = referred(first_params(z, of), z, position, target)
@@ -136,7 +140,7 @@ def adjusted_warmup(
         state, none = init_state(position, target), no_moments(z)
         pilot = Pilot(state, adapt, count, jnp.asarray(0), none, none)
 
-        def transition(pilot, key) -> tuple[Pilot, None]:
+        def transition(pilot, key) -> tuple[Pilot, tuple]:
             state, info = kernel(key, pilot.state, target, **pilot.adapt.params)
             adapt = update(pilot.adapt, state, info)
             z = ravel_pytree(state.position)[0]
@@ -145,22 +149,32 @@ def adjusted_warmup(
                 seen[0].plus(z),
                 seen[1].plus(jnp.exp(jnp.where(of.half_line, z, 0.0))),
             )
-            return Pilot(
+            settled = adapt.inner.step > num_first // 3
+            point = info.visited, info.force
+            told = settled & info.is_accepted & is_finite(point)
+            after = Pilot(
                 state,
                 adapt,
                 pilot.num_grad_evals + info.num_grad_evals,
                 pilot.num_density_evals + info.num_density_evals,
-                *select(adapt.inner.step > num_first // 3, more, seen),
-            ), None
+                *select(settled, more, seen),
+            )
+            seen = select(told, point, (z, zeros))
+            return after, (*seen, told, info.is_divergent)
 
         keys = jax.random.split(rng_key, num_pilot)
-        pilot, _ = jax.lax.scan(transition, pilot, keys[:num_first])
-        params = with_tails(final(pilot.adapt), pilot, of)
+        pilot, (*points, _) = jax.lax.scan(transition, pilot, keys[:num_first])
+        plain = with_tails(final(pilot.adapt), pilot, of)
+        params = with_scales(plain, pilot, tuple(points), of)
         params = referred(params, pilot.positions.mean, position, target)
         again = start(pilot.state.position, params, num_pilot - num_first)
         pilot = pilot._replace(adapt=again, positions=none)
-        pilot, _ = jax.lax.scan(transition, pilot, keys[num_first:])
+        pilot, (*_, diverged) = jax.lax.scan(transition, pilot, keys[num_first:])
+        # scales that hold where the first half was may not elsewhere
+        late = diverged[diverged.size // 2 :]
+        trusted = jnp.mean(late) <= MOST_DIVERGENT
         params = final(pilot.adapt)
+        params = {k: select(trusted, v, plain.get(k, v)) for k, v in params.items()}
         params = referred(params, pilot.positions.mean, position, target)
         begun = start(pilot.state.position, params, num_steps)
         # the state at the start took a density as well
@@ -258,9 +272,26 @@ def with_tails(params: dict[str, Any], pilot: Pilot, of: Kinds) -> dict[str, Any
     dense = params["factor"].ndim == 2
     return {
         **params,
-        "tails": tails,
+        "tails": tails._replace(scales=params["tails"].scales),
         "factor": jnp.diag(scales) if dense else scales,
     }
+
+
+def with_scales(
+    params: dict[str, Any], pilot: Pilot, points: tuple, of: Kinds
+) -> dict[str, Any]:
+    """`params` with the scales of real coordinates that the pilot has seen.
+
+    Args:
+        points: in its own coordinates, which are logs but for a constant; as
+            `found_scales` takes them.
+    """
+    old, positive = params["tails"], of.scaled.positive
+    level = enter(pilot.positions.mean, of, unfitted(of, pilot.positions.mean))
+    z, score, told = points
+    found = found_scales(of.scaled, z, score, told, level[positive])
+    found = found._replace(level=pilot.positions.mean[positive])
+    return {**params, "tails": old._replace(scales=found)}
 
 
 def climb(evaluate, z) -> tuple[jax.Array, jax.Array]:

@@ -22,6 +22,7 @@ exp(-b z). The base is log log(1 + exp(s)) plus the log of the unit for a half-l
 center + unit s otherwise. Warm-up finds the rates (`fitted`).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -34,7 +35,15 @@ from numpyro.distributions.transforms import (
     StickBreakingTransform,
 )
 
-from nutfree.kernels.bregman.geometry import mirror_for
+from nutfree.kernels.bregman.geometry import is_real, mirror_for
+from nutfree.kernels.bregman.scales import (
+    Scales,
+    Which,
+    enter_scaled,
+    leave_scaled,
+    no_scales,
+    which_of,
+)
 from nutfree.numerics.moments import Moments
 from nutfree.target import Position, Split
 
@@ -55,25 +64,37 @@ class Kinds(NamedTuple):
         Whether it is the log of a distance.
     share
         Whether it is a logit of a share, plus `offset`.
+    real
+        Whether it is a real site's.
     """
 
     half_line: np.ndarray
     share: np.ndarray
     offset: np.ndarray
+    real: np.ndarray
 
     @property
     def curved(self) -> np.ndarray:
         """Which coordinates have a map."""
         return self.half_line | self.share
 
+    @property
+    def scaled(self) -> Which:
+        """Which coordinates have a scale, and which make it."""
+        return which_of(self.real, self.half_line)
+
 
 class Tails(NamedTuple):
-    """The parameters of the map; see the module. Each is `(d,)` or a scalar."""
+    """The parameters of the map; see the module. Each is `(d,)` or a scalar.
+
+    scales: those of real coordinates, of `scales`; None where they have none.
+    """
 
     unit: jax.Array | float = 1.0
     center: jax.Array | float = 0.0
     left: jax.Array | float = 0.0
     right: jax.Array | float = 0.0
+    scales: Scales | None = None
 
 
 def kinds_of(position: Position, split: Split, *, mirrored: bool = True) -> Kinds:
@@ -90,13 +111,16 @@ def kinds_of(position: Position, split: Split, *, mirrored: bool = True) -> Kind
 
 
 def _plain(shape) -> Kinds:
-    return Kinds(np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape))
+    no = np.zeros(shape, bool)
+    return Kinds(no, no, np.zeros(shape), no)
 
 
 def _kind(constraint, shape) -> Kinds:
     found = _plain(shape)
     if mirror_for(constraint) is None:
         return found
+    if is_real(constraint):
+        return found._replace(real=np.ones(shape, bool))
     transform = biject_to(constraint)
     transform = getattr(transform, "base_transform", transform)
     first = getattr(transform, "parts", [transform])[0]
@@ -106,8 +130,8 @@ def _kind(constraint, shape) -> Kinds:
         return found._replace(share=np.ones(shape, bool))
     if isinstance(first, StickBreakingTransform):
         left = np.log(np.arange(shape[-1], 0, -1.0))
-        return Kinds(
-            found.half_line, np.ones(shape, bool), np.broadcast_to(left, shape)
+        return found._replace(
+            share=np.ones(shape, bool), offset=np.broadcast_to(left, shape)
         )
     return found
 
@@ -115,16 +139,27 @@ def _kind(constraint, shape) -> Kinds:
 def unfitted(of: Kinds, like: jax.Array) -> Tails:
     """A map that leaves every coordinate as it is, but for a constant; `(d,)` each."""
     zeros = jnp.zeros_like(like)
-    return Tails(jnp.where(of.half_line, FAR, zeros + 1), zeros, zeros, zeros)
+    unit = jnp.where(of.half_line, FAR, zeros + 1)
+    return Tails(unit, zeros, zeros, zeros, no_scales(of.scaled, like))
 
 
-def leave(s, of: Kinds, tails: Tails) -> tuple[jax.Array, jax.Array]:
-    """`(z, log |dz / ds|)`, of shape `(d,)` and a scalar."""
+def leave(
+    s, of: Kinds, tails: Tails, hold: Callable = lambda x: x
+) -> tuple[jax.Array, jax.Array]:
+    """`(z, log |dz / ds|)`, of shape `(d,)` and a scalar.
+
+    Args:
+        hold: applied to the logs of the scales of real coordinates.
+    """
     if not of.curved.any():
         return s, jnp.zeros((), s.dtype)
     z, slope = _map(jnp.where(of.curved, s, 0.0), of, tails)
     log_slope = jnp.sum(jnp.where(of.curved, jnp.log(slope), 0.0))
-    return jnp.where(of.curved, z, s), log_slope
+    z = jnp.where(of.curved, z, s)
+    if tails.scales is None:
+        return z, log_slope
+    z, log_unit = leave_scaled(z, of.scaled, tails.scales, hold)
+    return z, log_slope + log_unit
 
 
 def _map(s, of: Kinds, tails: Tails) -> tuple[jax.Array, jax.Array]:
@@ -150,6 +185,8 @@ def enter(z, of: Kinds, tails: Tails) -> jax.Array:
     """The inverse of `leave`, `(d,)`."""
     if not of.curved.any():
         return z
+    if tails.scales is not None:
+        z = enter_scaled(z, of.scaled, tails.scales)
     goal = jnp.where(of.curved, z, 0.0)
     start = jnp.where(
         of.half_line,

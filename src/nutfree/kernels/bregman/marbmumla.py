@@ -20,11 +20,12 @@ density, and L is about 1.7 / eps: one, where the reference is nearly the poster
 
 MARBMUMLA's reference is a Gaussian with the posterior's own kinks (`reference`), found
 in warm-up, and it moves bounded sites in coordinates in which their tails are those of
-a Gaussian (`coordinates`). MAMYULA has neither: its flow is s <- s + (eps / 2) R v, on
-the sampling space. A kink that is not in the reference is rounded over eps standard
-deviations, which is how far one step moves; a width that falls faster than eps would
-reject at every kink. R R' is an adapted covariance. A tenth of the transitions, drawn
-at random, have steps of eps / 4.
+a Gaussian (`coordinates`), and real ones in units that positive ones make (`scales`).
+MAMYULA has none of these: its flow is s <- s + (eps / 2) R v, on the sampling space. A
+kink that is not in the reference is rounded over eps standard deviations, which is how
+far one step moves; a width that falls faster than eps would reject at every kink. R R'
+is an adapted covariance. A tenth of the transitions, drawn at random, have steps of
+eps / 4.
 """
 
 from collections.abc import Callable
@@ -232,7 +233,8 @@ def warmup(
         _, unravel = ravel_pytree(position)
 
         def position_of(s):
-            return unravel(leave(s, of, tails)[0])
+            # a kink at 0 stays there, whatever the scale
+            return unravel(leave(s, of, tails, jax.lax.stop_gradient)[0])
 
         return enter(z, of, tails), position_of
 

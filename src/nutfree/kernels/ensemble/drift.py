@@ -7,6 +7,17 @@ In coordinates where the reference is N(0, I), with f = dpi/dN(0, I) and Y_0 = 0
 
 so that Y_1 has density pi. As f(u) N(u; y, (1-t) I) is the law of Y_1 given Y_t = y,
 b = (E[Y_1 | Y_t = y] - y) / (1 - t): a mean under weights, which all particles share.
+
+The diffusion dX = -X ds + sqrt(2) dW, reversed, starts from N(0, I) at a large s, and
+as s falls by ds,
+
+    dR = (R + 2 (exp(-s) E[X_0 | X_s = R] - R) / (1 - exp(-2s))) ds + sqrt(2) dW,
+
+is the same process: with t = exp(-2s) and Y_t = sqrt(t) R that is the equation above.
+What differs is the start, which is exact here, and the steps. With 128 particles and
+as many steps to t = .95, uniform in s from 2, 3 and 5, the variance of N(0, I/4) in the
+plane was 4.5, 7 and 13 % too large, and within 1 % in steps uniform in t; the weights
+of two modes were the same within their errors, .005 (100 ensembles).
 """
 
 from typing import NamedTuple

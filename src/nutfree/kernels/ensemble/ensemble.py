@@ -63,6 +63,8 @@ MAX_COMPONENTS_TIMES_DIM = 192
 LEAST_ACCEPTANCE = 0.02
 #: Weight, relative to the evidence, above which q is proposed less often.
 HEAVY = 8.0
+#: Most steps that propose from q.
+MOST_GLOBAL = 0.95
 #: Share of the other steps that walk by the mixture's shape.
 WITHIN_PROBABILITY = 0.5
 #: Sweeps of the ensemble where q fails: a first part, and one for each coordinate.
@@ -280,9 +282,11 @@ def _moved(rng_key, x, logdensity, found: Fit, is_good) -> Ensemble:
 
 def _params(found: Fit, is_good, ensemble: Ensemble, d: int) -> dict[str, Any]:
     dtype = ensemble.particles.dtype
-    # a step of q is worth its acceptance, one by differences about a third of 1 / d
-    share = found.acceptance / (found.acceptance + 0.33 / d)
-    share = jnp.where(is_good, jnp.clip(share, 0.1, 0.9), 0.0)
+    # a step of q is worth its acceptance, one by differences about a third of 1 / d,
+    # and where q is too small the steps are by differences anyway
+    of_q, of_differences = found.acceptance**2, (0.33 / d) ** 2
+    share = of_q / (of_q + of_differences)
+    share = jnp.where(is_good, jnp.clip(share, 0.1, MOST_GLOBAL), 0.0)
     most = max(4, d // 2)
     # until a draw of q is accepted
     expected = jnp.clip(jnp.round(1 / found.acceptance), 1, most)

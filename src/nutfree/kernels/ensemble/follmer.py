@@ -5,14 +5,15 @@ arXiv 2401.17539; the drift is that of `nutfree.kernels.ensemble.drift`,
 
     dY = b(Y, t) dt + dW,   b(y, t) = E[z f(y + sqrt(1-t) z)] / (sqrt(1-t) E f(..)),
 
-with one node a particle and all nodes shared by all particles. This is the first of the
-paper's two samplers; the second, by reverse diffusion, is not here. Three things differ
-from the paper. The nodes are weighted against the mixture that they were drawn from.
-The path ends before t = 1, while a few nodes still carry each particle's weights, by a
-draw of Y_1 given Y_t. `num_refresh` Metropolis steps on the posterior follow (0 for the
-path alone). The bias is of order 1/N; N is also the number of time steps. A transition
-takes no gradients and N density evaluations: it moves the next ensemble on by one step,
-and emits one member of the ensemble before.
+with one node a particle and all nodes shared by all particles. The paper's second
+sampler, by reverse diffusion, is this process in another time, has a larger error of
+its steps, and is not here; `drift.py` has the figures. Three things differ from the
+paper. The nodes are weighted against the mixture that they were drawn from. The path
+ends before t = 1, while a few nodes still carry each particle's weights, by a draw of
+Y_1 given Y_t. `num_refresh` Metropolis steps on the posterior follow (0 for the path
+alone). The bias is of order 1/N; N is also the number of time steps. A transition takes
+no gradients and N density evaluations: it moves the next ensemble on by one step, and
+emits one member of the ensemble before.
 """
 
 from collections.abc import Callable

@@ -50,13 +50,17 @@ WIDE_SHARE, LAST_WIDE_SHARE = 0.3, 0.15
 WIDE_POWER, WIDE_TARGET_SHARE = 0.25, 0.02
 #: Rounds at t = 1 before the fit may end, and after which it ends.
 MIN_FULL, MAX_FULL = 4, 12
+#: Fewer are enough where this share of a round is effective and no weight is more than
+#: this many times their mean: what another round could add is less than it costs.
+GOOD_SHARE, GOOD_WEIGHT, MIN_FULL_GOOD = 0.65, 5.0, 2
 #: Growth of the effective share of a round that is worth another one.
 WORTHWHILE = 1.1
 #: Share of a round that one point may have.
 LARGEST_WEIGHT = 0.02
 #: Fall of the mean log density over the wide points that shows that they still spread.
 SPREADING = 0.2
-#: Steps of a walk.
+#: Steps of a walk. There are none before t = 1, where the next round's temperature is
+#: another one, and they would be a third of its evaluations.
 NUM_WALKS = 4
 #: Bisections of the temperature, on a log scale, and powers that are tried.
 NUM_BISECTIONS, NUM_POWERS = 20, 7
@@ -196,7 +200,8 @@ def fit_tempered(
         return (state.num_rounds < max_rounds) & more
 
     def walked(rng_key, state, kept, weights, power, temperature):
-        """Points of the wide law, `(num_walkers, d)`, after walks by its mixture."""
+        """Points of the wide law, `(num_walkers, d)`, after walks by its mixture, and
+        the evaluations of these."""
         pick_key, walk_key = jax.random.split(rng_key)
         chosen = jax.random.choice(pick_key, weights.size, (num_walkers,), p=weights)
         wide = jax.tree.map(lambda leaf: leaf[1], state.mixtures)
@@ -220,7 +225,9 @@ def fit_tempered(
         x = kept.points.reshape(-1, d)[chosen]
         at = temperature * kept.logdensity.ravel()[chosen]
         at = power * (at + (1 - temperature) * kept.log_base.ravel()[chosen])
-        return jax.lax.fori_loop(0, NUM_WALKS, walk, (x, at))[0]
+        num_walks = jnp.where(temperature < 1, 0, NUM_WALKS)
+        x, _ = jax.lax.fori_loop(0, num_walks, walk, (x, at))
+        return x, num_walks * num_walkers
 
     def one_round(state: _Rounds) -> _Rounds:
         key = jax.random.fold_in(rng_key, state.num_rounds)
@@ -240,7 +247,9 @@ def fit_tempered(
         weights = jnp.where(jnp.isfinite(weights), weights, 1 / weights.shape[1])
         known = jnp.where(jnp.isfinite(kept.logdensity), kept.logdensity, 0.0)
         height = weights[1] @ known.ravel()
-        walkers = walked(walk_key, state, kept, weights[1], power, temperature)
+        walkers, num_walked = walked(
+            walk_key, state, kept, weights[1], power, temperature
+        )
         narrow, wide = (
             jax.tree.map(lambda leaf, i=i: leaf[i], state.mixtures) for i in (0, 1)
         )
@@ -253,6 +262,8 @@ def fit_tempered(
         num_full = state.num_full + (temperature >= 1)
         is_unsound = (largest > LARGEST_WEIGHT) | (share > WORTHWHILE * state.share)
         is_unsound = is_unsound | (height < state.height - SPREADING)
+        is_good = (share > GOOD_SHARE) & (largest * num_draws < GOOD_WEIGHT)
+        least = jnp.where(is_good, MIN_FULL_GOOD, MIN_FULL)
         return _Rounds(
             select(usable, fitted, state.mixtures),
             temperature,
@@ -260,9 +271,9 @@ def fit_tempered(
             share,
             height,
             num_full,
-            (num_full < MIN_FULL) | is_unsound,
+            (num_full < least) | is_unsound,
             state.num_rounds + 1,
-            state.num_density_evals + num_draws + NUM_WALKS * num_walkers,
+            state.num_density_evals + num_draws + num_walked,
         )
 
     def repeated(leaf, *shape):

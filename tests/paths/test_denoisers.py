@@ -94,7 +94,7 @@ def many_weighted():
     [
         (carried, S, 20, 0.03, 20 * 40),
         (restarted, S, 1, 0.03, 300),
-        (sk_rock, S, 5, 0.03, 5 * 40 * (4 + 1)),
+        pytest.param(sk_rock, S, 5, 0.03, 5 * 40 * (4 + 1), marks=pytest.mark.slow),
         (many_weighted, S, 1, 0.02, 400),
         (lambda: plug_in(logdensity), 0.05, 1, 1e-3, 1),
     ],
@@ -155,7 +155,7 @@ def student(degrees_of_freedom):
     return slow_fast(logdensity, **options)
 
 
-@pytest.mark.optimised
+@pytest.mark.slow
 @pytest.mark.parametrize("nu", [3.0, 1e6])
 def test_student_t_estimates_are_the_integrals_over_a_grid(nu):
     squares = jnp.sum((GRID - M) ** 2, -1) / S**2

@@ -65,6 +65,7 @@ def draws_of(
     return np.asarray(draws)[:, settling:], info
 
 
+@pytest.mark.slow
 def test_gaussian_owners_leave_the_law_of_the_full_data_chain():
     """At K = 10, with part of the owners, and with noise of their own: 1/(1 - h/4).
 

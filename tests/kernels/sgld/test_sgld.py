@@ -271,6 +271,7 @@ def test_plain_gradients_inflate_by_what_is_predicted(skewed, tuned):
     assert ratio.min() > 3
 
 
+@pytest.mark.slow
 def test_vmapped_and_sequential_chains_agree(target, tuned):
     kernel = sgld.build_kernel(Options(batch_size=BATCH))
 

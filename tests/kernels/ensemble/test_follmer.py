@@ -180,6 +180,7 @@ def test_a_collapse_in_high_dimension_is_said():
     assert np.all(info.weight_ess < 0.02)
 
 
+@pytest.mark.slow
 def test_black_box_density_through_pure_callback():
     calls = {"evaluations": 0}
 
@@ -198,6 +199,7 @@ def test_black_box_density_through_pure_callback():
     assert calls["evaluations"] == int(pilot) + 4 * n * n
 
 
+@pytest.mark.slow
 def test_reference_comes_from_the_prior_where_there_is_one():
     prior = Prior(
         lambda key: 30 + 10 * jax.random.normal(key, (2,)),

@@ -26,17 +26,21 @@ import nutfree as nf
 
 @dataclass
 class Stopwatch:
+    """Wall time, and CPU time of this process."""
+
     seconds: float = 0.0
+    cpu: float = 0.0
 
 
 @contextmanager
 def stopwatch() -> Iterator[Stopwatch]:
     """`with stopwatch() as watch: ...`, then `watch.seconds`."""
-    watch, begin = Stopwatch(), time.perf_counter()
+    watch, begin, cpu = Stopwatch(), time.perf_counter(), time.process_time()
     try:
         yield watch
     finally:
         watch.seconds = time.perf_counter() - begin
+        watch.cpu = time.process_time() - cpu
 
 
 def seconds_of(run: Callable[[], Any]) -> float:
@@ -199,7 +203,7 @@ def gradients(tree: xr.DataTree, *, warmup: bool = True) -> float:
     return float(stats[name].sum())
 
 
-def show(title: str, table: pd.DataFrame, seconds: float) -> None:
+def show(title: str, table: pd.DataFrame, watch: Stopwatch) -> None:
     """Print one table; columns in seconds are for orientation only."""
     text = Table(title=title.strip().splitlines()[0], title_justify="left")
     for name in table.columns:
@@ -209,7 +213,7 @@ def show(title: str, table: pd.DataFrame, seconds: float) -> None:
         text.add_row(*[_cell(value) for value in row])
     console = Console(width=max(160, Console().width))
     console.print(text)
-    console.print(f"{seconds:.0f} s\n")
+    console.print(f"{watch.seconds:.0f} s, {watch.cpu:.0f} s of CPU\n")
 
 
 def _cell(value: Any) -> str:

@@ -24,6 +24,7 @@ NAMES = (
     "ondisk",
     "faults",
     "federated",
+    "deployment",
 )
 
 
@@ -57,7 +58,7 @@ def main() -> None:
         with stopwatch() as watch:
             only = {"only": options.only} if name in FILTERED else {}
             table = module.run(options.quick, **only)
-        show(module.__doc__, table, watch.seconds)
+        show(module.__doc__, table, watch)
 
 
 if __name__ == "__main__":

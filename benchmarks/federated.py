@@ -95,6 +95,8 @@ def contenders(label: str, quick: bool) -> list[tuple[str, dict[str, Any]]]:
     """Return kernels and options: baselines where they have been looked at before."""
     counts = (10,) if quick or label == "network" else (10, 100, 1)
     made: list[tuple[str, dict[str, Any]]] = [("nuts", {})]
+    if label == "network":  # single steps of everybody need no surrogates
+        made.append(("fald", {"num_local_steps": 1, "participation": 1.0}))
     for K in counts:
         made += [
             ("fald", {"num_local_steps": K, "participation": p})
@@ -110,9 +112,10 @@ def contenders(label: str, quick: bool) -> list[tuple[str, dict[str, Any]]]:
     return made
 
 
-def draws_of(kernel: str, label: str, quick: bool) -> int:
+def draws_of(kernel: str, options: dict[str, Any], label: str, quick: bool) -> int:
     """Where surrogates are none or bad, a draw is up to a hundred rounds, not two."""
-    if kernel in ("dsgld", "plain_fald") or (label == "network" and kernel != "nuts"):
+    bad = label == "network" and options.get("num_local_steps", 1) > 1
+    if bad or kernel in ("dsgld", "plain_fald"):
         return 10 if quick else 100
     return 300 if quick else 800
 
@@ -176,7 +179,7 @@ def rows_of(label, model, owners, runs, quick: bool) -> Iterator[dict[str, Any]]
                 {},
                 args=(owners,),
                 num_warmup=5 if federated else 300,
-                num_samples=draws_of(kernel, label, quick),
+                num_samples=draws_of(kernel, options, label, quick),
                 num_chains=1 if quick else 2,
                 options=options,
             )

@@ -7,6 +7,7 @@ imports Flower and NumPy only, the other what a run's owner imports, too. CPU se
 and memory are those of all processes; memory that they share counts once for each.
 """
 
+import json
 import os
 import shutil
 import statistics
@@ -81,23 +82,16 @@ class Use(NamedTuple):
     processes: int
 
 
-def use_of(processes: set[int]) -> Use:
-    """Return what these processes use, and all that they have started."""
+def use_of(net: Any) -> Use:
+    """Return what a deployment's processes use."""
+    from tests.hosts.deployment import family
+
     tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    table = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            text = (folder / "stat").read_text()
-        except OSError:  # it has ended meanwhile
-            continue
-        table[int(folder.name)] = text[text.rindex(")") + 2 :].split()
-    ours = set(processes)
-    while new := {p for p, stat in table.items() if int(stat[1]) in ours} - ours:
-        ours |= new
-    stats = [table[p] for p in ours if p in table]
+    stats = family({process.pid for process in net.processes.values()}).values()
     # utime, stime, and those of children that were waited for; resident pages
     ticks = sum(int(ticks) for stat in stats for ticks in stat[11:15])
-    return Use(ticks / tick, sum(int(stat[21]) for stat in stats) * page, len(stats))
+    pages = sum(int(stat[21]) for stat in stats)
+    return Use(ticks / tick, pages * page, len(stats))
 
 
 def run(quick: bool) -> pd.DataFrame:
@@ -123,7 +117,7 @@ def rows_of(folder: Path, num_owners: int, rounds: int) -> Iterator[dict[str, An
             net.start_owner(s)
         online = ["online"] * num_owners
         net.wait_for(lambda: net.nodes() == online, LONG, "owners have not joined")
-        idle = use_of(pids_of(net))
+        idle = use_of(net)
         for label, client in CONTENDERS.items():
             mark = folder / f"{label}.npz"
             if client is None:
@@ -176,15 +170,14 @@ def settings_of(checkpoint: Path, num_owners: int) -> dict[str, Any]:
 
 
 def same(one: Path, other: Path) -> str:
-    """Say whether two checkpoints have the same draws, to the bit."""
+    """Say whether checkpoints have the same draws, to the bit, or who was absent."""
     from nutfree.hosts.archive import read
 
-    draws = (read(path)["draws"] for path in (one, other))
-    return "yes" if np.array_equal(*draws) else "no"
-
-
-def pids_of(net: Any) -> set[int]:
-    return {process.pid for process in net.processes.values()}
+    run, alone = read(one), read(other)
+    why = json.loads(str(run["facts"]))["why"]
+    if why:
+        return f"left out: {why}"
+    return "yes" if np.array_equal(run["draws"], alone["draws"]) else "no"
 
 
 def timed(net: Any, mark: Path, client: str | None, rounds: int):
@@ -214,7 +207,7 @@ def timed(net: Any, mark: Path, client: str | None, rounds: int):
         if written not in (first, None) and written not in times:
             times.append(written)
         if times:
-            uses.append(use_of(pids_of(net)))
+            uses.append(use_of(net))
         return len(times) > rounds
 
     net.flwr("run", str(app), "loop")

@@ -1,5 +1,6 @@
 """A Flower deployment on loopback: keys, a SuperLink, and SuperNodes, as processes."""
 
+import contextlib
 import datetime
 import ipaddress
 import json
@@ -104,6 +105,22 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
+
+
+def family(processes: set[int]) -> dict[int, list[str]]:
+    """Return the fields of `/proc/PID/stat`, from the state on, of these processes and
+    of all that they have started; nothing where there is no `/proc`."""
+    table = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (folder / "stat").read_text()
+        except OSError:  # it has ended meanwhile
+            continue
+        table[int(folder.name)] = text[text.rindex(")") + 2 :].split()
+    ours = set(processes)
+    while new := {p for p, stat in table.items() if int(stat[1]) in ours} - ours:
+        ours |= new
+    return {p: table[p] for p in ours if p in table}
 
 
 class Deployment:
@@ -212,7 +229,12 @@ class Deployment:
 
     def kill(self, name: str) -> None:
         process = self.processes.pop(name)
+        # what runs the server's part has a session of its own
+        started = family({process.pid})
         os.killpg(process.pid, signal.SIGKILL)
+        for one in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
         process.wait()
 
     def log(self, name: str) -> str:

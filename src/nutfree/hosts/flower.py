@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 ARRAYS, FACTS, SETTING = "arrays", "facts", "setting"
 #: Seconds that the server waits for owners to join, and for their answers.
 JOIN, ANSWER = 60.0, 120.0
+#: For how much of the time for an answer the server waits for a node that Flower holds
+#: for absent: a busy machine's misses heartbeats, which are half a minute apart.
+PATIENCE = 0.3
 #: Defaults of a run's settings, by their names in Flower's run config.
 RUN_CONFIG: dict[str, Any] = {
     "kernel": "fald",
@@ -201,11 +204,19 @@ class Nodes:
 
     def post(self, kind: str, messages: list[Sent]) -> list[Back]:
         """Send messages to owners, and return their answers; see `server.Post`."""
-        there = set(self.grid.get_node_ids())
-        if any(self.node_of.get(m.owner) not in there for m in messages):
+        end = time.monotonic() + PATIENCE * self.timeout
+        while self._lack(messages):
             self._look()  # one that has started anew may be another node
+            if not self._lack(messages) or time.monotonic() > end:
+                break
+            time.sleep(min(1.0, PATIENCE * self.timeout / 4))
         wanted = [(self.node_of.get(m.owner, 0), m.arrays, m.facts) for m in messages]
         return self._exchange(kind, wanted)
+
+    def _lack(self, messages: list[Sent]) -> bool:
+        """Whether the node of any owner is not on the grid."""
+        there = set(self.grid.get_node_ids())
+        return any(self.node_of.get(m.owner) not in there for m in messages)
 
     def _exchange(self, kind: str, wanted: Sequence[tuple[int, dict, dict]]):
         from flwr.app import Message

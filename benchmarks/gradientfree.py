@@ -8,6 +8,7 @@ random walk, and its adaptive tempered SMC with moves by random walk.
 NUTS, which uses gradients, stands beside them; for it a gradient counts as an
 evaluation. emcee is run where it can be imported (the extra `bench`). NumPyro does not
 say what a slice of its ESS costs; five evaluations are counted, as few as it takes.
+`--only` chooses by the text "target, sampler".
 
 All start from the same wide law, N(0, 5^2) in every coordinate; ensembles of walkers
 drop the first quarter of their steps. Every target has an exact sampler.
@@ -267,13 +268,13 @@ def contenders() -> dict[str, Callable[[Problem, int], list[NDArray]]]:
 
 def run(quick: bool = False, only: str = "") -> pd.DataFrame:
     seeds = 2 if quick else 8
-    chosen = [p for p in problems() if only in p.name]
-    if quick and not only:
-        chosen = [p for p in chosen if p.name == "8 modes d=2"]
     rows = []
-    for problem in chosen:
+    for problem in problems():
         for name, contender in contenders().items():
-            if quick and "nuts" in name:
+            if only not in f"{problem.name}, {name}":
+                continue
+            chosen = only or problem.name == "8 modes d=2"
+            if quick and (not chosen or "nuts" in name):
                 continue
             means, sds, variation = effective(problem, contender(problem, seeds))
             rows.append((problem.name, name, means, sds, variation))

@@ -121,7 +121,6 @@ KERNELS: dict[str, tuple[str, dict]] = {
     "NUTS, diagonal": ("nuts", {}),
     "NUTS, dense": ("nuts", {"dense_mass": True}),
     "marbmumla": ("marbmumla", {}),
-    "mamyula": ("mamyula", {}),
     "myula": ("myula", {}),
     "proximal MALA": ("mamyula", {"num_steps": 1}),
 }
@@ -147,7 +146,7 @@ MOST = 2048
 #: Sizes of a run.
 FULL = {"num_warmup": 1000, "num_samples": 2000, "num_chains": 4}
 QUICK = {"num_warmup": 300, "num_samples": 300, "num_chains": 2}
-OF_PICTURE = {"num_warmup": 100, "num_samples": 100, "num_chains": 2}
+OF_PICTURE = {"num_warmup": 100, "num_samples": 100, "num_chains": 1}
 
 
 def run(quick: bool, only: str = "") -> pd.DataFrame:

@@ -132,7 +132,10 @@ def adjusted_warmup(
 
     def init(rng_key, position, target, num_steps) -> AdaptationState:
         z, unravel = ravel_pytree(position)
-        zeros, of = jnp.zeros_like(z), kinds_of(position, target.split)
+        of = kinds_of(position, target.split)
+        # no points of many coordinates, whose scales are not looked for
+        kept = slice(None if min(of.scaled.sizes) else 0)
+        nowhere = z[kept], jnp.zeros_like(z[kept])
         z, count = climb(counted_value_and_grad(lambda z: target(unravel(z))), z)
         position = unravel(z)
         params = referred(first_params(z, of), z, position, target)
@@ -150,7 +153,7 @@ def adjusted_warmup(
                 seen[1].plus(jnp.exp(jnp.where(of.half_line, z, 0.0))),
             )
             settled = adapt.inner.step > num_first // 3
-            point = info.visited, info.force
+            point = info.visited[kept], info.force[kept]
             told = settled & info.is_accepted & is_finite(point)
             after = Pilot(
                 state,
@@ -159,7 +162,7 @@ def adjusted_warmup(
                 pilot.num_density_evals + info.num_density_evals,
                 *select(settled, more, seen),
             )
-            seen = select(told, point, (z, zeros))
+            seen = select(told, point, nowhere)
             return after, (*seen, told, info.is_divergent)
 
         keys = jax.random.split(rng_key, num_pilot)

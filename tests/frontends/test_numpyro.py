@@ -379,3 +379,24 @@ def test_rows_that_depend_on_their_batch_are_refused(model):
     target = model_target(model, (jnp.arange(5.0) ** 2,))
     assert target.minibatch is None
     assert "depends on the other rows" in target.advice["minibatch"]
+
+
+@pytest.mark.parametrize("written", ["model", "composite"])
+def test_the_density_of_shares_falls_where_they_are_below_the_smallest_number(written):
+    """With z of the first share, as z: its log there is a constant, and its slope 1."""
+    law = dist.Dirichlet(jnp.full(3, 0.1))
+    if written == "model":
+        target = nf.model_target(lambda: numpyro.sample("x", law))
+    else:
+        target = nf.composite(
+            law.log_prob, {}, jnp.full(3, 1 / 3), supports={"x": law.support}
+        )
+    position, unravel = jax.flatten_util.ravel_pytree(target.position)
+
+    def slope(z):
+        ends = (unravel(position.at[0].set(e)) for e in (z - 5.0, z + 5.0))
+        low, high = (target(end) for end in ends)
+        return (high - low) / 10
+
+    np.testing.assert_allclose(slope(-60.0), 0.1, rtol=1e-3)
+    np.testing.assert_allclose([slope(-100.0), slope(-1000.0)], 1.0, rtol=1e-3)

@@ -9,6 +9,7 @@ import numpy as np
 from numpyro.distributions import biject_to, constraints
 
 from nutfree.errors import InvalidData
+from nutfree.frontends.shares import clipped_log_det
 from nutfree.frontends.sites import is_real
 from nutfree.frontends.splits import check_split
 from nutfree.target import Split, Target
@@ -69,6 +70,7 @@ def composite(
     _check_supports(constraint_of, values)
     bijection = {k: biject_to(c) for k, c in constraint_of.items()}
     position = {k: bijection[k].inv(v) for k, v in values.items()}
+    clipped = clipped_log_det(constraint_of)
     position = position if named else position[ONLY]
 
     def constrain(z):
@@ -85,7 +87,8 @@ def composite(
             jnp.sum(bijection[k].log_abs_det_jacobian(v, bijection[k](v)))
             for k, v in z.items()
         )
-        return sum(steps, jnp.asarray(0.0))
+        whole = sum(steps, jnp.asarray(0.0))
+        return whole if clipped is None else whole + clipped(z)
 
     def parts_of(x):
         given = x if named else x[ONLY]

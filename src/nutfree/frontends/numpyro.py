@@ -43,6 +43,7 @@ from nutfree.frontends.federated import (
 from nutfree.frontends.handlers import full_data, is_jacobian, prior_only
 from nutfree.frontends.nonsmooth import part_of
 from nutfree.frontends.plates import data_plate, row_terms
+from nutfree.frontends.shares import clipped_log_det
 from nutfree.frontends.starts import at_random, start_of_owners, starter
 from nutfree.frontends.windows import (
     Window,
@@ -117,8 +118,16 @@ class ModelFrontend:
 
     def _logdensity(self, model: Callable, args: tuple, kwargs) -> LogDensity:
         if self.summed:
-            return summed_logdensity(model, args, kwargs, self.nesting)
-        return lambda position: -potential_energy(model, args, kwargs, position)
+            density = summed_logdensity(model, args, kwargs, self.nesting)
+        else:
+
+            def density(position):
+                return -potential_energy(model, args, kwargs, position)
+
+        clipped = clipped_log_det(self.supports)
+        if clipped is None:
+            return density
+        return lambda position: density(position) + clipped(position)
 
     def build(
         self, args: tuple = (), kwargs: Mapping[str, Any] | None = None
@@ -196,6 +205,7 @@ class ModelFrontend:
     def _split(self, model, args, kwargs, constrain, unconstrain) -> Split | None:
         if "split" in self.advice:
             return None
+        clipped = clipped_log_det(self.supports)
 
         def terms(values):
             log_probs, trace = compute_log_probs(model, args, kwargs, values)
@@ -211,6 +221,8 @@ class ModelFrontend:
             at_position = _unconstrain_params(model, position)
             log_probs, _ = compute_log_probs(at_position, args, kwargs, {})
             jacobians = [v for k, v in log_probs.items() if is_jacobian(k)]
+            if clipped is not None:
+                jacobians.append(clipped(position))
             return sum(jacobians, jnp.asarray(0.0))
 
         def latent(position):

@@ -57,9 +57,9 @@ def recommend(
 
     Returns:
         A data frame with columns kernel, fits, why, needs_missing, which prints its
-        sentences in full. A kernel that does
-        not fit lacks a part of the posterior; needs_missing says what would add it. On
-        a GPU ``attrs["num_chains"]`` is how many chains take as long as four.
+        sentences in full. A kernel that does not fit lacks a part of the posterior;
+        needs_missing says what would add it. On a GPU ``attrs["num_chains"]`` is how
+        many chains take as long as four.
 
     Raises:
         UnsupportedModel, InvalidData, NoFiniteStart: see `nutfree.errors`.

@@ -74,7 +74,8 @@ class RunningFaults:
         self.not_finite += int(block.size - finite.sum())
         largest = np.max(np.abs(block), initial=0, where=finite)
         self.largest = max(self.largest, float(largest))
-        self._compared = block[:, :1] if self._compared is None else self._compared
+        if self._compared is None:
+            self._compared = block[:, :1].copy()  # and not the whole block with it
         same = np.all(block == self._compared, axis=tuple(range(1, block.ndim)))
         self.unmoved = self.unmoved & same
 

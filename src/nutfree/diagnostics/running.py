@@ -24,6 +24,8 @@ from nutfree.diagnostics.blocks import RunningFaults, RunningMoments, split_r_ha
 GRID = np.concatenate([[-8.0, -5.5], np.arange(-4, 4.01, 0.25), [5.5, 8.0]])
 #: Draws of each chain, and share of all, before the first that is counted.
 FIRST, FIRST_SHARE = 20, 0.05
+#: Parameters of a site that are looked at at a time.
+SLICE = 1 << 15
 #: Probability of the interval, as ArviZ has it.
 INTERVAL = 0.89
 
@@ -40,31 +42,88 @@ COLUMNS = (
 )
 
 
-class RunningSummary(RunningFaults):
+class RunningSummary:
     """What is told of the draws of one site.
+
+    Parameters are looked at `SLICE` at a time, so that a site of many takes little
+    more memory than what is known of it.
 
     Args:
         total: draws of each chain that are to come.
     """
 
     def __init__(self, total: int):
-        super().__init__()
-        self.total, self.number = total, 0
-        self._halves = [RunningMoments(), RunningMoments()]
-        self._batch, self._batches = RunningMoments(), RunningMoments()
-        self._length = max(1, math.isqrt(total))
-        self._first = min(total // 2, max(FIRST, int(FIRST_SHARE * total)))
-        self._grid: Any = None
-        self._counts: Any = 0
-        self._counted = 0
-        self._least: Any = np.inf
-        self._most: Any = -np.inf
+        self._total = total
+        self._slices: list[_Slice] = []
         self._shape: tuple[int, ...] = ()
 
     def add(self, block: NDArray) -> None:
         """Add draws, `(chains, draws, ...)`."""
-        super().add(block)
         self._shape = block.shape[2:]
+        flat = block.reshape(*block.shape[:2], -1)
+        parts = [flat[:, :, i : i + SLICE] for i in range(0, flat.shape[2], SLICE)]
+        if not self._slices:
+            self._slices = [
+                _Slice(self._total, len(part), part.shape[2]) for part in parts
+            ]
+        for known, part in zip(self._slices, parts, strict=True):
+            known.add(part)
+
+    @property
+    def not_finite(self) -> int:
+        """How many numbers are not finite."""
+        return sum(part.not_finite for part in self._slices)
+
+    @property
+    def largest(self) -> float:
+        """The absolute value of the largest number that is."""
+        return max((part.largest for part in self._slices), default=0.0)
+
+    @property
+    def unmoved(self) -> NDArray:
+        """Of each chain, whether all draws are the same."""
+        return np.all([part.unmoved for part in self._slices], axis=0)
+
+    def table(self) -> NDArray:
+        """Return `COLUMNS` of every parameter, `(len(COLUMNS), ...)`."""
+        found = np.empty((len(COLUMNS), math.prod(self._shape)))
+        for i, part in enumerate(self._slices):
+            found[:, i * SLICE : (i + 1) * SLICE] = part.table()
+        return found.reshape(-1, *self._shape)
+
+    def r_hat(self) -> NDArray:
+        """Return R-hat of every parameter."""
+        hats = [part.r_hat() for part in self._slices] or [np.empty(0)]
+        return np.concatenate(hats).reshape(self._shape)
+
+
+class _Slice(RunningFaults):
+    """What is told of some parameters of a site.
+
+    Args:
+        total: draws of each chain that are to come.
+        num_chains: of which there are draws.
+        size: number of parameters.
+    """
+
+    def __init__(self, total: int, num_chains: int, size: int):
+        super().__init__()
+        self.total, self.number = total, 0
+        self._nan = np.broadcast_to(np.nan, size)
+        self._halves = [RunningMoments(), RunningMoments()]
+        self._length = max(1, math.isqrt(total))
+        self._sum: Any = 0.0  # of the draws of a batch that is not yet full
+        self._batches = RunningMoments()
+        self._first = min(total // 2, max(FIRST, int(FIRST_SHARE * total)))
+        self._place: Any = None
+        self._counts: Any = np.zeros((), np.min_scalar_type(total * num_chains))
+        self._counted = 0
+        self._least: Any = np.inf
+        self._most: Any = -np.inf
+
+    def add(self, block: NDArray) -> None:
+        """Add draws, `(chains, draws, parameters)`."""
+        super().add(block)
         ends = {self.number, self.number + block.shape[1]}
         batches = range(0, self.total + 1, self._length)
         cuts = {self.total // 2, self._first, *batches}
@@ -75,26 +134,31 @@ class RunningSummary(RunningFaults):
     def _add(self, part: NDArray) -> None:
         """Add draws that are of one half, and of one batch."""
         if self.number >= self._first > 0:
-            if self._grid is None:
-                self._place_grid(part.dtype)
-            self._counts = self._counts + _below(part, self._grid)
+            if self._place is None:
+                self._place = self._placed(part.dtype)
+            below = _below(part, self._grid())
+            self._counts = self._counts + below.astype(self._counts.dtype)
             self._counted += part.shape[0] * part.shape[1]
             self._least = np.minimum(self._least, part.min((0, 1)))
             self._most = np.maximum(self._most, part.max((0, 1)))
         self._halves[self.number >= self.total // 2].add(part, 1)
-        self._batch.add(part, 1)
+        self._sum = self._sum + part.sum(1, dtype=np.float64)
         self.number += part.shape[1]
-        if self._batch.number == self._length:
-            self._batches.add(self._batch.mean[:, None], 1)
-            self._batch = RunningMoments()
+        if self.number % self._length == 0:
+            self._batches.add((self._sum / self._length)[:, None], 1)
+            self._sum = 0.0
 
-    def _place_grid(self, dtype: Any) -> None:
-        """Put the numbers that draws are compared with around the first draws."""
+    def _placed(self, dtype: Any) -> tuple[NDArray, NDArray]:
+        """Return mean and standard deviation of the first draws, of all chains."""
         first = self._halves[0]
         within = first.squares.mean(0) / first.number
         scale = np.sqrt(within + np.var(first.mean, axis=0))
-        center = first.mean.mean(0)
-        self._grid = (center + np.multiply.outer(GRID, scale)).astype(dtype)
+        return first.mean.mean(0).astype(dtype), scale.astype(dtype)
+
+    def _grid(self) -> NDArray:
+        """Return the numbers that draws are compared with, `(numbers, parameters)`."""
+        center, scale = self._place
+        return center + np.multiply.outer(GRID.astype(scale.dtype), scale)
 
     def table(self) -> NDArray:
         """Return `COLUMNS` of every parameter, `(len(COLUMNS), ...)`."""
@@ -128,17 +192,17 @@ class RunningSummary(RunningFaults):
     def r_hat(self) -> NDArray:
         """Return R-hat of every parameter."""
         if not all(half.number for half in self._halves):
-            return np.full(self._shape, np.nan)
+            return self._nan
         return split_r_hat(self._halves)
 
     def _quantile(self, probability: float) -> NDArray:
         if not self._counted:
-            return np.full(self._shape, np.nan)
+            return self._nan
         n = self._counted
         end = 0.5 / n
         x_low, p_low = np.asarray(self._least, np.float64), np.full((), end)
         x_high, p_high = np.asarray(self._most, np.float64), np.full((), 1 - end)
-        for grid, count in zip(self._grid, self._counts, strict=True):
+        for grid, count in zip(self._grid(), self._counts, strict=True):
             share = count / n
             below = (share <= probability) & (grid > x_low)
             x_low = np.where(below, grid, x_low)

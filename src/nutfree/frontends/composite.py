@@ -9,7 +9,7 @@ import numpy as np
 from numpyro.distributions import biject_to, constraints
 
 from nutfree.errors import InvalidData
-from nutfree.frontends.shares import clipped_log_det
+from nutfree.frontends.shares import is_simplex, log_det_of_sticks
 from nutfree.frontends.sites import is_real
 from nutfree.frontends.splits import check_split
 from nutfree.target import Split, Target
@@ -70,7 +70,6 @@ def composite(
     _check_supports(constraint_of, values)
     bijection = {k: biject_to(c) for k, c in constraint_of.items()}
     position = {k: bijection[k].inv(v) for k, v in values.items()}
-    clipped = clipped_log_det(constraint_of)
     position = position if named else position[ONLY]
 
     def constrain(z):
@@ -81,14 +80,15 @@ def composite(
         z = {k: bijection[k].inv(x[k]) for k in bijection}
         return z if named else z[ONLY]
 
+    def log_det_of(name, z):
+        if is_simplex(constraint_of[name]):
+            return log_det_of_sticks(z)
+        return bijection[name].log_abs_det_jacobian(z, bijection[name](z))
+
     def log_det(z):
         z = z if named else {ONLY: z}
-        steps = (
-            jnp.sum(bijection[k].log_abs_det_jacobian(v, bijection[k](v)))
-            for k, v in z.items()
-        )
-        whole = sum(steps, jnp.asarray(0.0))
-        return whole if clipped is None else whole + clipped(z)
+        steps = (jnp.sum(log_det_of(k, v)) for k, v in z.items())
+        return sum(steps, jnp.asarray(0.0))
 
     def parts_of(x):
         given = x if named else x[ONLY]

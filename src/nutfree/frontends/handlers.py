@@ -41,12 +41,18 @@ class full_data(Messenger):
 
 
 #: Names of Jacobians: `_x_log_det` for the site `x`; in a scope, `a/_a/x_log_det`.
-_JACOBIAN = re.compile(r"(.*)_\1.+_log_det", re.DOTALL)
+_JACOBIAN = re.compile(r"(.*)_(\1.+)_log_det", re.DOTALL)
 
 
 def is_jacobian(name: str) -> bool:
     """Say whether this is a factor in which NumPyro keeps the Jacobian of a site."""
-    return _JACOBIAN.fullmatch(name) is not None
+    return site_of_jacobian(name) is not None
+
+
+def site_of_jacobian(name: str) -> str | None:
+    """Return the site whose Jacobian NumPyro keeps in this factor, or None."""
+    found = _JACOBIAN.fullmatch(name)
+    return None if found is None else found[2]
 
 
 def prior_only(model):

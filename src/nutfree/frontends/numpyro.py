@@ -43,7 +43,7 @@ from nutfree.frontends.federated import (
 from nutfree.frontends.handlers import full_data, is_jacobian, prior_only
 from nutfree.frontends.nonsmooth import part_of
 from nutfree.frontends.plates import data_plate, row_terms
-from nutfree.frontends.shares import clipped_log_det
+from nutfree.frontends.shares import unclipped
 from nutfree.frontends.starts import at_random, start_of_owners, starter
 from nutfree.frontends.windows import (
     Window,
@@ -118,16 +118,8 @@ class ModelFrontend:
 
     def _logdensity(self, model: Callable, args: tuple, kwargs) -> LogDensity:
         if self.summed:
-            density = summed_logdensity(model, args, kwargs, self.nesting)
-        else:
-
-            def density(position):
-                return -potential_energy(model, args, kwargs, position)
-
-        clipped = clipped_log_det(self.supports)
-        if clipped is None:
-            return density
-        return lambda position: density(position) + clipped(position)
+            return summed_logdensity(model, args, kwargs, self.nesting)
+        return lambda position: -potential_energy(model, args, kwargs, position)
 
     def build(
         self, args: tuple = (), kwargs: Mapping[str, Any] | None = None
@@ -205,7 +197,6 @@ class ModelFrontend:
     def _split(self, model, args, kwargs, constrain, unconstrain) -> Split | None:
         if "split" in self.advice:
             return None
-        clipped = clipped_log_det(self.supports)
 
         def terms(values):
             log_probs, trace = compute_log_probs(model, args, kwargs, values)
@@ -221,8 +212,6 @@ class ModelFrontend:
             at_position = _unconstrain_params(model, position)
             log_probs, _ = compute_log_probs(at_position, args, kwargs, {})
             jacobians = [v for k, v in log_probs.items() if is_jacobian(k)]
-            if clipped is not None:
-                jacobians.append(clipped(position))
             return sum(jacobians, jnp.asarray(0.0))
 
         def latent(position):
@@ -290,7 +279,7 @@ def analyse(
         check_nan(args, kwargs)
         raise cannot_run(error, (args, kwargs)) from error
     params = {k: s["value"] for k, s in trace.items() if s["type"] == "param"}
-    fixed = handlers.substitute(model, data=params) if params else model
+    fixed = unclipped(handlers.substitute(model, data=params) if params else model)
     drawn = {k: s for k, s in trace.items() if s["type"] == "sample"}
     latent = {k: s for k, s in drawn.items() if not s["is_observed"]}
     summed = summed_out(latent, not (streamed or isinstance(model, FederatedModel)))
@@ -397,7 +386,7 @@ def plan_of(model: FederatedModel, owners: Any) -> Plan | None:
         return None
     largest = owner_with_most_rows(owners)
     number = next(s for s, owner in enumerate(owners) if owner is largest)
-    return plan_owners(model.model, owners, analyse(models[number]))
+    return plan_owners(unclipped(model.model), owners, analyse(models[number]))
 
 
 def make_shards(model: FederatedModel, plan: Plan | None, owners: Any) -> Shards:

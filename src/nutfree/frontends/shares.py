@@ -1,47 +1,72 @@
-"""The Jacobian of stick-breaking where a share is too small for the precision.
+"""The Jacobian of stick-breaking, wherever a share is too small for the precision.
 
-NumPyro clips shares at the smallest normal number, and takes their logs for the
-Jacobian as they are then. Beyond about -87 in single precision the density on the
-sampling space is flat, so that it has no finite integral, and a chain that has come
-there does not return. What is missing is the part of the log that was clipped.
+NumPyro clips what a stick takes of what is left, z, to between the smallest normal
+number and 1 - eps, and takes logs for the Jacobian as they are then. Beyond a logit of
+-87 in single precision the density on the sampling space is flat, so that it has no
+finite integral, and a chain that has come there does not return. With K sticks,
+
+    log |det| = sum_k log z_k + (K - k) log(1 - z_k),    k = 0, ..., K - 1,
+
+which needs neither the shares nor their product, and has a cheap gradient. The shares
+of later sticks stay as they are where 1 - z_k is clipped, and so do the K - k - 1 parts
+of the Jacobian that are theirs.
 """
-
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro import primitives
 from numpyro.distributions import constraints
+from numpyro.infer.util import _unconstrain_params
+
+from nutfree.frontends.handlers import site_of_jacobian
 
 
-def clipped_log_det(
-    supports: Mapping[str, Any],
-) -> Callable[[Mapping[str, jax.Array]], jax.Array] | None:
-    """What the log determinants of stick-breaking lack, a scalar of the position.
-
-    It is 0 where no share is at the limit.
-
-    Args:
-        supports: the constraint of each site.
-
-    Returns:
-        None where no site is a simplex.
-    """
-    names = [name for name, support in supports.items() if _is_simplex(support)]
-    if not names:
-        return None
-
-    def log_det(position):
-        return sum(_clipped(position[name]) for name in names)
-
-    return log_det
-
-
-def _is_simplex(support) -> bool:
+def is_simplex(support) -> bool:
+    """Whether a support is of shares that sum to one."""
     support = getattr(support, "base_constraint", support)
     return isinstance(support, type(constraints.simplex))
 
 
-def _clipped(z: jax.Array) -> jax.Array:
-    shifted = z - jnp.log(z.shape[-1] - jnp.arange(z.shape[-1]))
-    return jnp.sum(jnp.minimum(shifted - jnp.log(jnp.finfo(z.dtype).tiny), 0.0))
+def log_det_of_sticks(z: jax.Array) -> jax.Array:
+    """log |det| of stick-breaking, of shape `z.shape[:-1]`.
+
+    Args:
+        z: on the sampling space, `(..., K)`.
+    """
+    left = z.shape[-1] - jnp.arange(z.shape[-1])
+    # apart from the shares, or a compiler makes their product anew for each of them
+    x = jax.lax.optimization_barrier(z) - jnp.log(left)
+    rest = jax.nn.log_sigmoid(-x)
+    of_later = (left - 1) * jnp.maximum(rest, jnp.log(jnp.finfo(z.dtype).eps))
+    return jnp.sum(jax.nn.log_sigmoid(x) + rest + of_later, axis=-1)
+
+
+class unclipped(primitives.Messenger):
+    """Run a model with the Jacobians of simplexes that NumPyro clips.
+
+    It has nothing to do but where `potential_energy`, or the handler that it uses,
+    puts unconstrained values in a model.
+    """
+
+    def __init__(self, fn=None):
+        self.simplexes: set[str] = set()
+        super().__init__(fn)
+
+    def process_message(self, msg):
+        if msg["type"] != "sample":
+            return
+        name = site_of_jacobian(msg["name"])
+        if name is None:
+            if is_simplex(msg["fn"].support):
+                self.simplexes.add(msg["name"])
+        elif name in self.simplexes:
+            given = (
+                handler.params
+                for handler in reversed(primitives._PYRO_STACK)
+                if isinstance(handler, _unconstrain_params)
+            )
+            log_det = log_det_of_sticks(next(given)[name])
+            # in a scan, NumPyro has taken one step's values
+            if log_det.shape == msg["fn"].batch_shape:
+                msg["fn"] = dist.Unit(log_det)

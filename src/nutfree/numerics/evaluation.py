@@ -40,13 +40,18 @@ def counted_value(logdensity: Callable) -> Callable:
     return evaluate
 
 
-def counted_value_and_grad(logdensity: Callable) -> Callable:
-    """Return `(x, count) -> (log density, gradient, count + 1)`."""
-    value_and_grad = jax.value_and_grad(logdensity)
+def counted_value_and_grad(logdensity: Callable, has_aux: bool = False) -> Callable:
+    """Return `(x, count) -> (log density, gradient, count + 1)`.
+
+    Args:
+        has_aux: whether `logdensity` returns something beside the log density, which
+            then is in its place.
+    """
+    value_and_grad = jax.value_and_grad(logdensity, has_aux=has_aux)
 
     def evaluate(x, count):
         value, grad = value_and_grad(x)
-        return value, grad, count + 1
+        return value[1] if has_aux else value, grad, count + 1
 
     return evaluate
 

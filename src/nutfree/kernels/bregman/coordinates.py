@@ -54,7 +54,7 @@ from nutfree.target import Position, Split
 SLOPE = 0.75
 #: Below this s, log(softplus(s)) is its series, because exp(s) loses digits.
 _SMALL = -8.0
-#: Newton steps by which the map is inverted.
+#: Most Newton steps by which the map is inverted.
 _NEWTON = 12
 #: Unit of a half-line that makes its coordinate the log of the distance.
 FAR = 1e6
@@ -199,12 +199,19 @@ def enter(z, of: Kinds, tails: Tails) -> jax.Array:
         _of_line(goal - tails.center, tails),
     )
 
-    def newton(_, s):
+    # the error after a step is nearly its square
+    enough = 0.1 * jnp.sqrt(jnp.finfo(z.dtype).eps)
+
+    def newton(carry):
+        s, _, n = carry
         reached, slope = _map(s, of, tails)
         step, most = (goal - reached) / slope, 1.0 + jnp.abs(s)
-        return s + jnp.clip(step, -most, most)
+        step = jnp.clip(step, -most, most)
+        return s + step, jnp.any(jnp.abs(step) > enough * most), n + 1
 
-    s = jax.lax.fori_loop(0, _NEWTON, newton, start)
+    s, *_ = jax.lax.while_loop(
+        lambda carry: carry[1] & (carry[2] < _NEWTON), newton, (start, True, 0)
+    )
     return jnp.where(of.curved, s, z)
 
 

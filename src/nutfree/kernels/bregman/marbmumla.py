@@ -174,19 +174,19 @@ def build_kernel(options=Options(), *, mirrored: bool = True) -> Callable:
 
         def outside_at(s):
             z, log_slope = leave(s, of, tails)
-            return outside(unravel(z), s) + log_slope
-
-        def at_edge(s):
-            position = unravel(leave(s, of, tails)[0])
-            return at_the_edge(logdensity_fn.split, position)
+            # or a compiler makes z anew for every number that needs it
+            position = unravel(jax.lax.optimization_barrier(z))
+            edge = at_the_edge(logdensity_fn.split, position)
+            return outside(position, s) + log_slope, edge
 
         s = enter(z, of, tails)
         u = solve_root(root, s - ours.center)
         path = trajectory(
-            noise_key, u, outside_at, at_edge, ours, root, eps, friction, length
+            noise_key, u, outside_at, ours, root, eps, friction, length
         )
         s_new = ours.center + matvec(root, path.end)
         z_new, log_slope_new = leave(s_new, of, tails)
+        z_new = jax.lax.optimization_barrier(z_new)
         position = unravel(z_new)
         value, density_count = counted_value(logdensity_fn)(position, jnp.asarray(0))
         rise = value + log_slope_new - state.logdensity
@@ -197,7 +197,7 @@ def build_kernel(options=Options(), *, mirrored: bool = True) -> Callable:
         acceptance_rate = jnp.where(
             finite & path.arrived, jnp.exp(jnp.minimum(-error, 0.0)), 0.0
         )
-        escaped = path.escaped | at_edge(s_new)
+        escaped = path.escaped | at_the_edge(logdensity_fn.split, position)
         accepted = jax.random.uniform(accept_key) < acceptance_rate
         info = TrajectoryInfo(
             acceptance_rate,

@@ -26,15 +26,15 @@ class Trajectory(NamedTuple):
 
 
 def trajectory(
-    rng_key, start, outside, at_edge, ours: Reference, root, eps, friction, length
+    rng_key, start, outside, ours: Reference, root, eps, friction, length
 ) -> Trajectory:
     """Make `length` steps from `start`, `(d,)`.
 
     Args:
-        outside: `s -> log density` of what is outside of the reference's kinks.
-        at_edge: `s -> bool`, whether numbers end there.
+        outside: `s -> (log density, bool)`: of what is outside of the reference's
+            kinks, and whether numbers end there.
     """
-    evaluate = counted_value_and_grad(outside)
+    evaluate = counted_value_and_grad(outside, has_aux=True)
     keep = jnp.exp(-friction * eps)
     stir = jnp.sqrt(-jnp.expm1(-2 * friction * eps))
 
@@ -45,7 +45,7 @@ def trajectory(
         v = jnp.where(i == 0, noise, keep * path.velocity + stir * noise)
         middle, v, arrived = ours.flow(path.end, v, 0.5 * eps, root)
         s = ours.center + matvec(root, middle)
-        _, force, count = evaluate(s, path.num_grad_evals)
+        at_edge, force, count = evaluate(s, path.num_grad_evals)
         kick = matvec(transpose(root), force) - ours.quadratic_force(middle, root)
         kicked = v + eps * kick
         # as a product, which keeps its digits where the squares would not
@@ -56,7 +56,7 @@ def trajectory(
             kicked,
             kinetic,
             path.arrived & arrived & also,
-            path.escaped | at_edge(s),
+            path.escaped | at_edge,
             s,
             ours.score(s, force),
             force,

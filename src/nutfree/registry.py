@@ -73,6 +73,8 @@ class KernelSpec:
         collects: fields of Info that the hosts collect with every draw. The report
             reads `log_importance` and `proposal_log_importance`, see
             `nutfree.diagnostics.evidence`, and `predicted_inflation`.
+        only_for_warmup: fields of Info, arrays that warm-up learns from, which no host
+            keeps from one transition to the next.
         uses_gradient: False for a kernel that only evaluates the log density.
         recommended: True for the member that the family's name stands for.
         scheme: `scheme(options, owners) -> who takes part in a round`, for a kernel of
@@ -100,6 +102,7 @@ class KernelSpec:
     findings: Callable[[dict], dict[str, Any]] | None = None
     exact_form: str | None = None
     collects: tuple[str, ...] = ()
+    only_for_warmup: tuple[str, ...] = ()
     uses_gradient: bool = True
     recommended: bool = False
     scheme: Callable | None = None

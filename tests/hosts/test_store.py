@@ -89,7 +89,11 @@ def test_a_run_goes_on_from_its_store(stored):
 
 def test_a_crash_between_two_writes_is_made_good(tmp_path, monkeypatch):
     """A piece whose draws are on disk and whose state is not."""
-    path, save, left = tmp_path / "run.zarr", Checkpoint.save, [10 + 7]
+    path, save, left = (
+        tmp_path / "run.zarr",
+        Checkpoint.save,
+        [1 + 10 + 7],
+    )  # of the pilot, warm-up and draws
 
     def crashing(self, *args, **kwargs):
         left[0] -= 1

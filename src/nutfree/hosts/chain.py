@@ -90,6 +90,7 @@ def begin(
     adapt = algorithm.warmup.init(pilot_key, position, target, num_warmup)
     adapt = _keep_fixed(algorithm, adapt)
     kernel_state = algorithm.init(adapt.position, target, init_key)
+    adapt = adapt._replace(position=None)  # the kernel's state has it
     return _strongly_typed(Chain(jnp.asarray(0), kernel_state, adapt))
 
 

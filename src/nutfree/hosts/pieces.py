@@ -208,6 +208,8 @@ class PiecewiseMCMC(MCMC):
         """Make the transitions of warm-up that are still to be made."""
         progress, pace = run.progress, Pace(size, self.timed)
         run.bar.phase("warm-up")
+        if self.num_warmup and not progress.warmup:
+            run.keep(None, self.feeds)  # the pilot, if a signal has come by now
         while progress.warmup < self.num_warmup and signals.received is None:
             mark = time.perf_counter()
             n = pace.next(self.num_warmup - progress.warmup)
@@ -226,7 +228,8 @@ class PiecewiseMCMC(MCMC):
         progress, pace = run.progress, Pace(size, self.timed)
         run.bar.phase("draws")
         if not progress.draws:
-            self._warmup_state = run.state
+            if not self.only_moments:  # of which no memory is to be left
+                self._warmup_state = run.state
             progress.warmup_grad_evals = _gradients(run.state, progress.warmup_steps)
             self.warmup_grad_evals = progress.warmup_grad_evals
             run.state = in_lanes(run.state, self.draws_at_once)

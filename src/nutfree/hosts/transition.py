@@ -30,7 +30,9 @@ def first_state(
     pilot_key, init_key = jax.random.split(typed_key(pilot_key))
     begun = chain.begin(algorithm, target, pilot_key, init_key, position, num_warmup)
     info = jax.eval_shape(
-        lambda: chain.advance(algorithm, target, init_key, begun, 0)[1]
+        lambda: _kept(
+            algorithm, chain.advance(algorithm, target, init_key, begun, 0)[1]
+        )
     )
     info = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), info)
     energy, dtype = energy_of(begun.kernel_state), jnp.result_type(float)
@@ -86,10 +88,16 @@ def next_state(
         total_density_evals=totals[1],
         lost_evals=lost,
         kernel_state=after.kernel_state,
-        info=info,
+        info=_kept(algorithm, info),
         adapt_state=after.adapt_state,
         rng_key=like_key(next_key, state.rng_key),
     )
+
+
+def _kept(algorithm: Algorithm, info):
+    """Return what a state keeps of a transition's info."""
+    names = algorithm.spec.only_for_warmup
+    return info._replace(**{k: jnp.zeros(0) for k in names}) if names else info
 
 
 def energy_of(kernel_state) -> jax.Array:

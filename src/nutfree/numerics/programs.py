@@ -92,7 +92,8 @@ class Program:
                 with suppress(Exception):
                     lowered.compile()
 
-            made.compiling = Thread(target=compile_, daemon=True)
+            # no daemon: a process that ends while it compiles would abort
+            made.compiling = Thread(target=compile_)
             made.compiling.start()
         return made.shapes
 

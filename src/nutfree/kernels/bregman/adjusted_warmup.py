@@ -48,7 +48,7 @@ class Seen(NamedTuple):
     outside
         The mean of those forces, `(d,)`.
     product
-        Sum of the products of a point and a force, both about their means, `(d,)`.
+        Sum of the inner products of a point and a force, both about their means.
     """
 
     sums: fisher.Sums
@@ -59,7 +59,7 @@ class Seen(NamedTuple):
         sums = fisher.add(self.sums, x, score)
         change = force - self.outside
         mean = self.outside + change / jnp.maximum(sums.x.number, 1)
-        product = self.product + (x - sums.x.mean) * change
+        product = self.product + jnp.sum((x - sums.x.mean) * change)
         added = sums.x.number > self.sums.x.number
         return select(added, Seen(sums, mean, product), self)
 
@@ -74,7 +74,7 @@ class Seen(NamedTuple):
             total = jnp.trace(solve_root(factor, half.T))
         else:
             total = jnp.sum(spread / jnp.square(factor))
-        return jnp.clip(-jnp.sum(self.product) / total, 0.0, 1.0)
+        return jnp.clip(-self.product / total, 0.0, 1.0)
 
 
 class AdjustedWarmupState(NamedTuple):
@@ -123,10 +123,11 @@ def adjusted_warmup(
     num_first = num_pilot // 2
 
     def start(position, params, num_steps) -> AdaptationState:
+        z = ravel_pytree(position)[0]
         schedule = jnp.asarray(build_schedule(max(num_steps, 1)), jnp.int32)
         averaging = jax.tree.map(jnp.asarray, da_init(params["step_size"]))
-        zeros = jnp.zeros_like(params["tails"].unit)
-        seen = Seen(fisher.no_sums(zeros.size, zeros.dtype), zeros, zeros)
+        none = jnp.zeros((), z.dtype)
+        seen = Seen(fisher.no_sums(z.size, z.dtype), jnp.zeros_like(z), none)
         inner = AdjustedWarmupState(jnp.asarray(0), averaging, seen, schedule)
         return AdaptationState(params, position, inner=inner)
 

@@ -142,9 +142,12 @@ def _kind(constraint, shape) -> Kinds:
 
 
 def unfitted(of: Kinds, like: jax.Array) -> Tails:
-    """A map that leaves every coordinate as it is, but for a constant; `(d,)` each."""
-    zeros = jnp.zeros_like(like)
-    unit = jnp.where(of.half_line, FAR, zeros + 1)
+    """A map that leaves every coordinate as it is, but for a constant.
+
+    Its parameters are `(d,)` each, or scalars where no coordinate has a map.
+    """
+    zeros = jnp.zeros_like(like) if of.curved.any() else jnp.zeros((), like.dtype)
+    unit = jnp.where(of.half_line, FAR, zeros + 1) if of.curved.any() else zeros + 1
     return Tails(unit, zeros, zeros, zeros, no_scales(of.scaled, like))
 
 
@@ -250,6 +253,8 @@ def fitted(
         positions: of the flat positions.
         distances: of the exponentials of those that are logs of distances.
     """
+    if not of.curved.any():
+        return unfitted(of, positions.mean), jnp.zeros(positions.mean.shape, bool)
     dtype = positions.mean.dtype
     variance = positions.covariance()
     known = jnp.isfinite(variance) & (variance > 0) & of.curved

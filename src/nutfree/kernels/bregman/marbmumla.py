@@ -181,9 +181,7 @@ def build_kernel(options=Options(), *, mirrored: bool = True) -> Callable:
 
         s = enter(z, of, tails)
         u = solve_root(root, s - ours.center)
-        path = trajectory(
-            noise_key, u, outside_at, ours, root, eps, friction, length
-        )
+        path = trajectory(noise_key, u, outside_at, ours, root, eps, friction, length)
         s_new = ours.center + matvec(root, path.end)
         z_new, log_slope_new = leave(s_new, of, tails)
         z_new = jax.lax.optimization_barrier(z_new)
@@ -272,6 +270,7 @@ SPEC = KernelSpec(
     suits=non_smooth,
     guarantee="exact",
     gradients=gradients,
+    only_for_warmup=("visited", "force", "outside"),
     recommended=True,
 )
 MAMYULA = replace(

@@ -128,6 +128,15 @@ def non_smooth(facts: Facts) -> Fit:
     return Fit(0.6, f"smooth, with bounds on {named}: NUTS transforms these well")
 
 
+def kinks_or_bounds(facts: Facts) -> Fit:
+    """The fit of a kernel that also moves bounded sites in coordinates of its own."""
+    if facts.non_smooth or not facts.bounded:
+        return non_smooth(facts)
+    named = ", ".join(facts.bounded)
+    why = f"bounds on {named}: more effective draws a gradient than NUTS, and more work"
+    return Fit(0.8, f"{why} beside it, which pays where a gradient is costly")
+
+
 def smooth(facts: Facts) -> Fit:
     """The fit of NUTS, the reference."""
     against = []

@@ -7,11 +7,13 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
+from numpyro.distributions import biject_to
 from numpyro.infer.reparam import LocScaleReparam
 from numpyro.infer.util import log_density, potential_energy
 
 import nutfree as nf
 from nutfree.frontends.numpyro import analyse, model_target
+from nutfree.frontends.shares import log_det_of_sticks
 from tests.targets import regression, regression_data
 
 
@@ -381,22 +383,49 @@ def test_rows_that_depend_on_their_batch_are_refused(model):
     assert "depends on the other rows" in target.advice["minibatch"]
 
 
-@pytest.mark.parametrize("written", ["model", "composite"])
-def test_the_density_of_shares_falls_where_they_are_below_the_smallest_number(written):
-    """With z of the first share, as z: its log there is a constant, and its slope 1."""
-    law = dist.Dirichlet(jnp.full(3, 0.1))
+def shares_and_rows(y, law):
+    numpyro.sample("x", law)
+    with numpyro.plate("rows", len(y)):
+        y = numpyro.subsample(y, event_dim=0)
+        numpyro.sample("y", dist.Normal(), obs=y)
+
+
+def density_of_shares(written, law):
+    """`(log density, position)`, the log density but for what depends on the data."""
+    if written == "composite":
+        supports = {"x": law.support}
+        target = nf.composite(law.log_prob, {}, jnp.full(3, 1 / 3), supports=supports)
+        return target, target.position
     if written == "model":
         target = nf.model_target(lambda: numpyro.sample("x", law))
-    else:
-        target = nf.composite(
-            law.log_prob, {}, jnp.full(3, 1 / 3), supports={"x": law.support}
-        )
-    position, unravel = jax.flatten_util.ravel_pytree(target.position)
+        return target, target.position
+    y = jnp.ones(6)
+    if written == "rows":
+        target = nf.model_target(shares_and_rows, (y,), {"law": law})
+        terms = target.minibatch.terms
+        return lambda z: terms(z, jnp.arange(3))[0], target.position
+    owners = [{"y": y, "law": law}] * 2
+    target = nf.model_target(nf.federated(shares_and_rows), (owners,))
+    return lambda z: sum(shard(z) for shard in target.shards), target.position
+
+
+@pytest.mark.parametrize("written", ["model", "composite", "rows", "owners"])
+def test_the_density_of_shares_falls_where_they_are_below_the_smallest_number(written):
+    """With z of the first share, as z: its log there is a constant, and its slope 1."""
+    density, start = density_of_shares(written, dist.Dirichlet(jnp.full(3, 0.1)))
+    position, unravel = jax.flatten_util.ravel_pytree(start)
 
     def slope(z):
         ends = (unravel(position.at[0].set(e)) for e in (z - 5.0, z + 5.0))
-        low, high = (target(end) for end in ends)
+        low, high = (density(end) for end in ends)
         return (high - low) / 10
 
     np.testing.assert_allclose(slope(-60.0), 0.1, rtol=1e-3)
     np.testing.assert_allclose([slope(-100.0), slope(-1000.0)], 1.0, rtol=1e-3)
+
+
+def test_the_jacobian_of_shares_is_that_of_numpyro_where_nothing_is_clipped():
+    z = 3 * jax.random.normal(jax.random.key(0), (5, 4))
+    to_shares = biject_to(dist.constraints.simplex)
+    expected = to_shares.log_abs_det_jacobian(z, to_shares(z))
+    np.testing.assert_allclose(log_det_of_sticks(z), expected, rtol=1e-5)

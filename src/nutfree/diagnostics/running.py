@@ -61,7 +61,8 @@ class RunningSummary:
         """Add draws, `(chains, draws, ...)`."""
         self._shape = block.shape[2:]
         flat = block.reshape(*block.shape[:2], -1)
-        parts = [flat[:, :, i : i + SLICE] for i in range(0, flat.shape[2], SLICE)]
+        firsts = range(0, max(flat.shape[2], 1), SLICE)
+        parts = [flat[:, :, first : first + SLICE] for first in firsts]
         if not self._slices:
             self._slices = [
                 _Slice(self._total, len(part), part.shape[2]) for part in parts
@@ -77,7 +78,7 @@ class RunningSummary:
     @property
     def largest(self) -> float:
         """The absolute value of the largest number that is."""
-        return max((part.largest for part in self._slices), default=0.0)
+        return max(part.largest for part in self._slices)
 
     @property
     def unmoved(self) -> NDArray:
@@ -93,8 +94,8 @@ class RunningSummary:
 
     def r_hat(self) -> NDArray:
         """Return R-hat of every parameter."""
-        hats = [part.r_hat() for part in self._slices] or [np.empty(0)]
-        return np.concatenate(hats).reshape(self._shape)
+        hats = np.concatenate([part.r_hat() for part in self._slices])
+        return hats.reshape(self._shape)
 
 
 class _Slice(RunningFaults):
@@ -135,7 +136,7 @@ class _Slice(RunningFaults):
         """Add draws that are of one half, and of one batch."""
         if self.number >= self._first > 0:
             if self._place is None:
-                self._place = self._placed(part.dtype)
+                self._place = self._placed(np.result_type(part.dtype, np.float32))
             below = _below(part, self._grid())
             self._counts = self._counts + below.astype(self._counts.dtype)
             self._counted += part.shape[0] * part.shape[1]

@@ -49,7 +49,7 @@ class unclipped(primitives.Messenger):
     puts unconstrained values in a model.
     """
 
-    def __init__(self, fn=None):
+    def __init__(self, fn=None) -> None:
         self.simplexes: set[str] = set()
         super().__init__(fn)
 
@@ -66,7 +66,8 @@ class unclipped(primitives.Messenger):
                 for handler in reversed(primitives._PYRO_STACK)
                 if isinstance(handler, _unconstrain_params)
             )
-            log_det = log_det_of_sticks(next(given)[name])
+            z = next(given, {}).get(name)
+            log_det = None if z is None else log_det_of_sticks(z)
             # in a scan, NumPyro has taken one step's values
-            if log_det.shape == msg["fn"].batch_shape:
+            if log_det is not None and log_det.shape == msg["fn"].batch_shape:
                 msg["fn"] = dist.Unit(log_det)

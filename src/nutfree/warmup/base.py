@@ -15,7 +15,7 @@ class AdaptationState(NamedTuple):
         What the kernel is called with now, a dict of traced arrays.
     position
         Where the chain starts: the host's position, or a better one that the pilot
-        has found. The host reads it once, after `init`.
+        has found. The host reads it once, after `init`, and leaves None there.
     num_grad_evals, num_density_evals
         What the pilot has cost, counted by the code that evaluates.
     inner

@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from nutfree.facts import non_smooth
+from nutfree.facts import kinks_or_bounds, non_smooth
 from nutfree.kernels.bregman.adjusted_warmup import adjusted_warmup
 from nutfree.kernels.bregman.coordinates import Tails, enter, kinds_of, leave
 from nutfree.kernels.bregman.geometry import at_the_edge
@@ -267,7 +267,7 @@ SPEC = KernelSpec(
     warmup=warmup,
     options=Options,
     needs=("split",),
-    suits=non_smooth,
+    suits=kinks_or_bounds,
     guarantee="exact",
     gradients=gradients,
     only_for_warmup=("visited", "force", "outside"),
@@ -277,6 +277,7 @@ MAMYULA = replace(
     SPEC,
     name="mamyula",
     recommended=False,
+    suits=non_smooth,
     summary="adjusted Langevin trajectories on a Moreau-smoothed force",
     paper="Durmus, Moulines and Pereyra 2018, arXiv 1612.07471; adjusted as in arXiv "
     "2202.13230",

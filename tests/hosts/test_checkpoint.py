@@ -186,7 +186,7 @@ def test_no_file_is_unpickled(content, tmp_path):
         np.savez(file, header=trapped)
     else:
         file.write_bytes(b"not an archive")
-    with pytest.raises(nf.CheckpointMismatch, match="Take another folder"):
+    with pytest.raises(nf.CheckpointMismatch, match="Take another path"):
         run("toy", tmp_path)
 
 

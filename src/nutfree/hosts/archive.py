@@ -69,7 +69,7 @@ def read(
     except Exception as error:
         raise CheckpointMismatch(
             f"'{path}' is damaged, or is no file of this checkpoint "
-            f"({type(error).__name__}: {error}). Take another folder."
+            f"({type(error).__name__}: {error}). Take another path."
         ) from error
 
 

@@ -136,7 +136,7 @@ def _across(y, dy, ddy, below, above, gram, omega, time):
     Args:
         y, dy, ddy: distances, their velocities, and their accelerations but for that by
             the kinks, `(m,)`.
-        gram: `(m, m)`.
+        gram: `(m, m)`, symmetric.
 
     Returns:
         `(moved, pushed, arrived)`: the solution at `time` of S'' = rho'(y) - omega^2 S
@@ -145,15 +145,18 @@ def _across(y, dy, ddy, below, above, gram, omega, time):
     squared = omega * omega
     longest = jnp.where(omega > 0, LONGEST / jnp.where(omega > 0, omega, 1), time)
     most = MAX_CROSSED * y.size + MORE_CROSSED
+    numbers, jump = jnp.arange(y.size), above - below
 
     def crossed(carry):
-        left, y, dy, ddy, is_above, slope, moved, pushed, n = carry
+        left, y, dy, ddy, is_above, moved, pushed, n = carry
         side = jnp.where(is_above, 1.0, -1.0).astype(y.dtype)
         tangents = _first_exit(
             jnp.maximum(side * y, 0.0), side * dy, side * ddy, squared
         )
-        i = jnp.argmin(tangents)
-        t = 2.0 * _arctan(tangents[i], omega)
+        # the number of the least, which `argmin` takes twice as long to find
+        least = jnp.min(tangents)
+        i = jnp.min(jnp.where(tangents == least, numbers, y.size - 1))
+        t = 2.0 * _arctan(least, omega)
         left_or_longest = jnp.minimum(left, longest)
         hits = t < left_or_longest
         t = jnp.minimum(t, left_or_longest)
@@ -163,35 +166,28 @@ def _across(y, dy, ddy, below, above, gram, omega, time):
             cosine * dy + s * ddy,
             cosine * ddy - squared * s * dy,
         )
-        force = slope - squared * moved
-        moved, pushed = moved + s * pushed + c * force, cosine * pushed + s * force
         # exactly at its kink, and on the other side of it
-        y = y.at[i].set(jnp.where(hits, 0.0, y[i]))
-        is_above = is_above.at[i].set(is_above[i] ^ hits)
-        new = jnp.where(is_above[i], above[i], below[i])
-        ddy = ddy - gram[:, i] * (new - slope[i])
-        slope = slope.at[i].set(new)
+        at_kink = (numbers == i) & hits
+        y = jnp.where(at_kink, 0.0, y)
+        is_above = is_above ^ at_kink
+        change = jnp.where(at_kink, jnp.where(is_above, jump, -jump), 0.0)
+        ddy = ddy - gram[i] * jnp.sum(change)
         left = jnp.maximum(left - t, 0.0)
-        return left, y, dy, ddy, is_above, slope, moved, pushed, n + 1
+        s, c, _ = _motion(left, omega)  # what the change makes by the end
+        moved, pushed = moved + c * change, pushed + s * change
+        return left, y, dy, ddy, is_above, moved, pushed, n + 1
 
     is_above = jnp.where(y == 0, dy > 0, y > 0)
     slope = jnp.where(is_above, above, below)
-    none = jnp.zeros_like(y)
-    start = (
-        jnp.asarray(time, y.dtype),
-        y,
-        dy,
-        ddy - gram @ slope,
-        is_above,
-        slope,
-        none,
-        none,
-        jnp.asarray(0),
-    )
+    time = jnp.asarray(time, y.dtype)
+    s, c, _ = _motion(time, omega)
+    ddy = ddy - gram @ slope
+    start = time, y, dy, ddy, is_above, c * slope, s * slope, jnp.asarray(0)
     end = jax.lax.while_loop(
         lambda carry: (carry[0] > 0) & (carry[-1] < most), crossed, start
     )
-    return end[6], end[7], end[0] <= 0
+    left, *_, moved, pushed, _ = end
+    return moved, pushed, left <= 0
 
 
 def _first_exit(c, b, a, squared):
@@ -204,12 +200,11 @@ def _first_exit(c, b, a, squared):
     quadratic, linear = 4.0 * a + 2.0 * squared * c, 2.0 * b
     discriminant = linear * linear - 2.0 * quadratic * c
     root = jnp.sqrt(jnp.maximum(discriminant, 0.0))
-    tiny = jnp.finfo(c.dtype).tiny
-    falling = 2.0 * c / jnp.maximum(root - linear, tiny)
-    falling = jnp.where(discriminant >= 0, falling, jnp.inf)
-    rising = (linear + root) / jnp.maximum(-quadratic, tiny)
-    rising = jnp.where(quadratic < 0, rising, jnp.inf)
-    return jnp.where(linear <= 0, falling, rising)
+    rises = linear > 0
+    over = jnp.where(rises, linear + root, 2.0 * c)
+    under = jnp.where(rises, -quadratic, root - linear)
+    exits = jnp.where(rises, quadratic < 0, discriminant >= 0)
+    return jnp.where(exits, over / jnp.maximum(under, jnp.finfo(c.dtype).tiny), jnp.inf)
 
 
 def _arctan(tangent, omega):

@@ -222,7 +222,7 @@ def test_a_killed_process_goes_on_in_another(tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() in (0, -signal.SIGKILL)
     kept = nf.read_checkpoint(path)["posterior"].sizes["draw"]
-    assert kept >= 10_000
+    assert 1 + 8 + 64 <= kept < 100_000  # as pieces grow
     settings = {"num_chains": 1, "num_samples": 100_000}
     resumed, whole = (run("mala", p, **settings) for p in (path, None))
     beta = resumed["posterior"]["beta"]

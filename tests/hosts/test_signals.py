@@ -36,6 +36,14 @@ except KeyboardInterrupt:
 MANY, FEW = 1_000_000, 200
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """Ctrl-C, which a shell lets what it puts into the background ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def ended(number, phase, num_warmup, num_samples, path=""):
     """What a process prints, and its exit status, if a signal comes in a phase."""
     process = subprocess.Popen(

@@ -146,9 +146,13 @@ def unfitted(of: Kinds, like: jax.Array) -> Tails:
 
     Its parameters are `(d,)` each, or scalars where no coordinate has a map.
     """
-    zeros = jnp.zeros_like(like) if of.curved.any() else jnp.zeros((), like.dtype)
-    unit = jnp.where(of.half_line, FAR, zeros + 1) if of.curved.any() else zeros + 1
-    return Tails(unit, zeros, zeros, zeros, no_scales(of.scaled, like))
+    scales = no_scales(of.scaled, like)
+    if not of.curved.any():
+        none = jnp.zeros((), like.dtype)
+        return Tails(none + 1, none, none, none, scales)
+    zeros = jnp.zeros_like(like)
+    unit = jnp.where(of.half_line, FAR, zeros + 1)
+    return Tails(unit, zeros, zeros, zeros, scales)
 
 
 def leave(

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from numpyro import handlers
-from numpyro.distributions import constraints
 
+from nutfree.frontends.sites import base_support, is_simplex
 from nutfree.frontends.starts import at_random
 
 #: Share of the draws at the end of the numbers that is worth a word.
@@ -36,8 +36,8 @@ def piled_up(
         if not latent or name not in posterior:
             continue
         draws = posterior[name].values
-        support = _base(site["fn"].support)
-        on_simplex = isinstance(support, type(constraints.simplex))
+        support = base_support(site["fn"].support)
+        on_simplex = is_simplex(support)
         if on_simplex:  # the last share is what the others leave of one
             draws = draws[..., -1]
         for limit in [0.0] if on_simplex else _limits(support):
@@ -55,12 +55,6 @@ def piled_up(
         f"Draws are as near to a limit as numbers go: {', '.join(said)}. {advice}, or "
         "do not read quantiles there."
     )
-
-
-def _base(support: Any) -> Any:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
 
 
 def _limits(support: Any) -> list[float]:

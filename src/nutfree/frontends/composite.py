@@ -9,8 +9,8 @@ import numpy as np
 from numpyro.distributions import biject_to, constraints
 
 from nutfree.errors import InvalidData
-from nutfree.frontends.shares import is_simplex, log_det_of_sticks
-from nutfree.frontends.sites import is_real
+from nutfree.frontends.shares import log_det_of_sticks
+from nutfree.frontends.sites import is_real, is_simplex
 from nutfree.frontends.splits import check_split
 from nutfree.target import Split, Target
 

@@ -16,16 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro import primitives
-from numpyro.distributions import constraints
 from numpyro.infer.util import _unconstrain_params
 
 from nutfree.frontends.handlers import site_of_jacobian
-
-
-def is_simplex(support) -> bool:
-    """Whether a support is of shares that sum to one."""
-    support = getattr(support, "base_constraint", support)
-    return isinstance(support, type(constraints.simplex))
+from nutfree.frontends.sites import is_simplex
 
 
 def log_det_of_sticks(z: jax.Array) -> jax.Array:

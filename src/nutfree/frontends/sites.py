@@ -17,10 +17,19 @@ def is_improper(fn) -> bool:
     return isinstance(base(fn), dist.ImproperUniform)
 
 
-def is_real(support) -> bool:
+def base_support(support):
+    """Return the support inside independent dimensions."""
     while isinstance(support, dist.constraints.independent):
         support = support.base_constraint
-    return support is dist.constraints.real
+    return support
+
+
+def is_real(support) -> bool:
+    return base_support(support) is dist.constraints.real
+
+
+def is_simplex(support) -> bool:
+    return isinstance(base_support(support), type(dist.constraints.simplex))
 
 
 def unconstrained_shape(site) -> tuple[int, ...]:
